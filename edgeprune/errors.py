@@ -1,0 +1,78 @@
+"""Every error that edgeprune raises on purpose. The CLI catches these and nothing else."""
+
+from __future__ import annotations
+
+
+class EdgepruneError(Exception):
+    """Something the user can act on.
+
+    The message follows one template::
+
+        <what could not be done>: <where> is <value>, expected <rule>. <One next step.>
+
+    Args:
+        problem: What could not be done, e.g. ``"could not load the data set"``.
+        where: The argument, key or file at fault.
+        value: What was found there.
+        expected: The rule that ``value`` breaks.
+        hint: One next step, a full sentence.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, problem: str, *, where: str = "", value: object = "", expected: str = "", hint: str = ""
+    ) -> None:
+        self.problem, self.where, self.value, self.expected, self.hint = problem, where, value, expected, hint
+        text = problem
+        if where:
+            text += f": {where} is {value}"
+            text += f", expected {expected}" if expected else ""
+        text = text.rstrip(".") + "."
+        super().__init__(f"{text} {hint}".rstrip())
+
+
+class UsageError(EdgepruneError):
+    """An option or argument is wrong."""
+
+
+class TargetError(EdgepruneError):
+    """A target file is wrong; the message lists every fault of the file."""
+
+
+class ArtifactError(EdgepruneError):
+    """An ONNX file or its sidecar is missing, broken or does not match."""
+
+
+class DataError(EdgepruneError):
+    """A data set is missing, truncated or of the wrong shape."""
+
+
+class ModelError(EdgepruneError):
+    """A network or its weights cannot be loaded."""
+
+
+class PlanError(EdgepruneError):
+    """A plan cannot be made (the message says what can) or does not fit its network."""
+
+
+class SlimError(EdgepruneError):
+    """Surgery would change the function of the network; nothing was handed over."""
+
+
+class TrainingError(EdgepruneError):
+    """Training cannot go on, e.g. a loss that is not finite."""
+
+
+class ExportError(EdgepruneError):
+    """The ONNX file cannot be made, or its outputs differ from torch's."""
+
+
+class RunError(EdgepruneError):
+    """A run folder lacks what a stage reads, or belongs to another run."""
+
+
+class MeasurementError(EdgepruneError):
+    """A provider, device or tool is absent, so nothing could be measured."""
+
+    exit_code = 3

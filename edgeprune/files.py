@@ -1,0 +1,85 @@
+"""Atomic writes, hashes and JSON: a file is whole or it is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import EdgepruneError
+
+TEMPORARY = ".edgeprune-tmp-"
+UMASK = os.umask(0)
+os.umask(UMASK)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it takes the place of ``path`` in one step.
+
+    On an exception ``path`` is left as it was and the temporary file is removed. A process killed in
+    between leaves at most a file whose name starts with ``TEMPORARY``.
+
+    Example:
+        >>> with replacing(Path("model.onnx")) as temporary:  # doctest: +SKIP
+        ...     onnx.save(model, temporary)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~UMASK)  # some writers make files that only their owner may read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to ``path`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
+    """Read JSON from ``path``.
+
+    Args:
+        path: The file.
+        error: The class to raise.
+        what: What the file holds, for the message, e.g. ``"plan"``.
+
+    Raises:
+        EdgepruneError: The file is absent or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as reason:
+        raise error(f"could not read the {what}", where=str(path), value=reason.strerror or "unreadable") from None
+    except ValueError as reason:
+        raise error(
+            f"could not read the {what}", where=str(path), value=f"not JSON ({reason})", expected="a JSON file"
+        ) from None
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a value in canonical JSON (sorted keys, no spaces), in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
