@@ -1,0 +1,72 @@
+"""What can be measured and gated, and how an uncertain figure is written. Device side: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeprune.units import Quantity
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value with the interval that holds the truth with the stated confidence.
+
+    Attributes:
+        value: Point estimate.
+        low: Lower end.
+        high: Upper end.
+        confidence: Of the interval, e.g. 0.95.
+        more_runs: About how many processes in all would narrow the interval to the minimal claim; None if
+            the interval is narrow already.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+    more_runs: int | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table of metrics.
+
+    Attributes:
+        name: Key without ``max_``/``min_``.
+        quantity: Decides the unit that a target file must write.
+        text: What it is, for people.
+        relative: True if it compares with the dense network, so that a baseline is needed.
+    """
+
+    name: str
+    quantity: Quantity
+    text: str
+    relative: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("latency_p50", "time", "median latency"),
+        Metric("latency_p90", "time", "90th percentile of latency"),
+        Metric("latency_p95", "time", "95th percentile of latency"),
+        Metric("latency_p99", "time", "99th percentile of latency"),
+        Metric("latency_ratio", "ratio", "latency, slim / dense", relative=True),
+        Metric("throughput", "rate", "inferences per second, 1 / median latency"),
+        Metric("load_time", "time", "time to load the model"),
+        Metric("size", "size", "bytes of the ONNX file"),
+        Metric("size_ratio", "ratio", "bytes, slim / dense", relative=True),
+        Metric("peak_memory", "size", "peak memory of loading and running"),
+        Metric("peak_memory_ratio", "ratio", "peak memory, slim / dense", relative=True),
+        Metric("params", "count", "parameters"),
+        Metric("params_ratio", "ratio", "parameters, slim / dense", relative=True),
+        Metric("macs", "count", "multiply-adds of one inference"),
+        Metric("macs_ratio", "ratio", "multiply-adds, slim / dense", relative=True),
+        Metric("instructions", "count", "instructions of one warm inference"),
+        Metric("instructions_ratio", "ratio", "instructions, slim / dense", relative=True),
+        Metric("accuracy", "fraction", "top-1 accuracy on the test split"),
+        Metric("accuracy_drop", "drop", "top-1 accuracy lost against dense", relative=True),
+        Metric("parity_error", "error", "largest difference from torch"),
+        Metric("cpu_nodes", "count", "nodes that the provider left to the CPU"),
+    )
+}

@@ -1,0 +1,12 @@
+"""What was found, for people and for CI. Device side: no torch.
+
+``make_report`` decides what is said; the writers only lay it out.
+"""
+
+from edgeprune.report.content import Report, make_report, reasons
+from edgeprune.report.junit import junit_xml
+from edgeprune.report.markdown import report_markdown
+from edgeprune.report.page import report_html
+from edgeprune.report.terminal import comparison_table, verdict_table
+
+__all__ = ["Report", "comparison_table", "junit_xml", "make_report", "reasons", "report_html", "report_markdown", "verdict_table"]

@@ -1,0 +1,304 @@
+"""What a report says, laid out by nobody yet. Device side: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeprune.measurement import Measurement
+from edgeprune.metrics import METRICS, Estimate
+from edgeprune.statistics import CONFIDENCE
+from edgeprune.units import format_quantity
+from edgeprune.verdict import Verdict, format_margin, format_measured
+
+NONE = "-"
+
+# The rows of dense against slim: metric, and the metric that compares the two.
+_ROWS = (
+    ("params", "params_ratio"),
+    ("macs", "macs_ratio"),
+    ("size", "size_ratio"),
+    ("accuracy", ""),
+    ("latency_p50", "latency_ratio"),
+    ("latency_p90", ""),
+    ("latency_p95", ""),
+    ("latency_p99", ""),
+    ("load_time", ""),
+    ("peak_memory", "peak_memory_ratio"),
+    ("instructions", "instructions_ratio"),
+    ("parity_error", ""),
+    ("cpu_nodes", ""),
+)
+_ALWAYS = ("params", "macs", "size", "accuracy", "latency_p50", "latency_p95", "load_time", "peak_memory")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; ``header`` names the columns, the first column names the rows."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says.
+
+    Attributes:
+        title: What was measured where.
+        outcome: Released or not, in one sentence.
+        headline: How much faster and smaller, at what accuracy, in one sentence.
+        comparison: Dense against slim.
+        verdicts: One for each budget, in their order.
+        notes: What the reader should know about the quality of the figures.
+        method: How the figures were taken.
+        command: The command that does it again.
+        environment: What they were taken on.
+        run: What else the caller wants said, e.g. scheme and data.
+        samples_s: Latency of each timed run by network and process, in seconds.
+    """
+
+    title: str
+    outcome: str
+    headline: str
+    comparison: Table
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
+    method: tuple[str, ...]
+    command: str
+    environment: Table
+    run: Table
+    samples_s: dict[str, tuple[tuple[float, ...], ...]]
+
+
+def make_report(
+    measurement: Measurement,
+    verdicts: Sequence[Verdict],
+    *,
+    command: str,
+    extra: Mapping[str, object] | None = None,
+) -> Report:
+    """Put together what a report says.
+
+    Args:
+        measurement: Of the slim network; its ``baseline``, if any, is the dense one.
+        verdicts: From the gate.
+        command: The command that does it again.
+        extra: More facts of the run by name, e.g. ``{"scheme": "proximal-ns"}``.
+    """
+    dense = measurement.baseline
+    samples = {} if dense is None else {"dense": dense.latency_samples_s}
+    notes = [*measurement.notes, *(dense.notes if dense else ()), *_unmeasured(measurement)]
+    return Report(
+        title=f"{measurement.artifact.path.name} on {measurement.target_name}",
+        outcome=_outcome(verdicts),
+        headline=_headline(measurement),
+        comparison=_comparison(measurement),
+        verdicts=tuple(verdicts),
+        notes=tuple(dict.fromkeys(notes)),
+        method=_method(measurement),
+        command=command,
+        environment=_facts(measurement.environment),
+        run=_facts(extra or {}),
+        samples_s={**samples, "slim" if dense else "network": measurement.latency_samples_s},
+    )
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> Table:
+    """The verdicts as texts."""
+    header = ("budget", "measured", "limit", "margin", "verdict")
+    return Table(header, tuple(verdict_row(verdict) for verdict in verdicts))
+
+
+def verdict_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
+    """What, measured, limit, margin, verdict."""
+    budget = verdict.budget
+    limit = f"{'≤' if budget.is_max else '≥'} {budget.text}"
+    margin = NONE if verdict.margin is None else format_margin(verdict.margin, budget, signed=True)
+    return (budget.key, verdict.measured_text, limit, margin, verdict.state)
+
+
+def reasons(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """A sentence for each budget that did not pass: by how much, why, or how many runs would tell."""
+    return tuple(f"{v.budget.key}: {v.text}." for v in verdicts if v.state != "passed")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text without control characters, which XML forbids and terminals obey: spaces in their place."""
+    return "".join(char if char.isprintable() or char in keep else " " for char in text)
+
+
+def _outcome(verdicts: Sequence[Verdict]) -> str:
+    bad = [verdict for verdict in verdicts if verdict.state in ("failed", "unmeasured")]
+    unsure = [verdict for verdict in verdicts if verdict.state == "cannot tell"]
+    if not verdicts:
+        return "Nothing was gated: there are no budgets."
+    of = f"of {len(verdicts)} budget{'s' if len(verdicts) > 1 else ''}"
+    if bad:
+        return f"Not released: {len(bad)} {of} failed or could not be measured."
+    if unsure:
+        return f"Not released: {len(unsure)} {of} cannot be told yet."
+    return f"Released: {len(verdicts)} {of} passed."
+
+
+def _headline(measurement: Measurement) -> str:
+    claims = (_speed(measurement), _size(measurement), _accuracy(measurement))
+    said = [claim for claim in claims if claim]
+    name = "The slim network" if measurement.baseline else "The network"
+    return f"{name} {', '.join(said[:-1])}{' and ' if len(said) > 1 else ''}{said[-1]}."
+
+
+def _speed(measurement: Measurement) -> str:
+    ratio = measurement.value("latency_ratio")
+    if not isinstance(ratio, Estimate):
+        latency = measurement.value("latency_p50")
+        return f"takes {format_measured(latency, 'time')} for an inference" if latency is not None else ""
+    value, low, high = ratio.value, ratio.low, ratio.high
+    if high < 1.0:
+        value, low, high = 1 / value, 1 / high, 1 / low
+        text = f"is {_bare(value)} times as fast as the dense one"
+    elif low > 1.0:
+        text = f"is slower than the dense one, taking {_bare(value)} times as long"
+    else:
+        text = f"takes {_bare(value)} times as long as the dense one, which is no difference that can be told"
+    return f"{text} ({ratio.confidence * 100:.0f} % interval {_bare(low)} to {_bare(high)})"
+
+
+def _size(measurement: Measurement) -> str:
+    slim, ratio = measurement.value("size"), measurement.value("size_ratio")
+    if measurement.baseline is None or not isinstance(ratio, int | float):
+        return f"has {format_measured(slim, 'size')}"
+    dense = format_measured(measurement.baseline.value("size"), "size")
+    change = f"{abs(1 - ratio) * 100:.1f} % {'smaller' if ratio <= 1 else 'larger'}"
+    return f"is {change} ({format_measured(slim, 'size')} instead of {dense})"
+
+
+def _accuracy(measurement: Measurement) -> str:
+    slim = measurement.artifact.accuracy
+    dense = measurement.baseline.artifact.accuracy if measurement.baseline else {}
+    split = next((split for split in ("test", "val") if split in slim), None)
+    if split is None:
+        return ""
+    images = "test images" if split == "test" else "validation images"
+    text = f"classifies {format_quantity(slim[split], 'fraction')} of the {images} correctly"
+    if split not in dense:
+        return text
+    lost = format_quantity(abs(dense[split] - slim[split]), "drop")
+    side = "less" if slim[split] < dense[split] else "more"
+    return (
+        f"{text}, {lost} {side} than the dense one"
+        if slim[split] != dense[split]
+        else f"{text}, as the dense one"
+    )
+
+
+def _bare(value: float) -> str:
+    return format_quantity(value, "ratio")
+
+
+def _comparison(measurement: Measurement) -> Table:
+    """Rows of what was measured, or ought to have been; a column for dense only if there is a baseline."""
+    networks = [network for network in (measurement.baseline, measurement) if network]
+    rows: list[tuple[str, ...]] = []
+    for name, ratio_name in _ROWS:
+        metric = METRICS[name]
+        values = [network.value(name) for network in networks]
+        if name == "accuracy" and any(value is not None for value in values):
+            rows += _accuracies(networks)
+        elif name in _ALWAYS or any(value is not None for value in values):
+            ratio = measurement.value(ratio_name) if ratio_name else None
+            cells = [format_measured(value, metric.quantity) for value in values]
+            rows.append((metric.text, *cells, NONE if ratio is None else format_measured(ratio, "ratio")))
+        if name == "peak_memory":
+            rows += _memory_phases(networks)
+    if len(networks) == 1:
+        return Table(("", "network"), tuple(row[:-1] for row in rows))
+    return Table(("", "dense", "slim", "slim / dense"), tuple(rows))
+
+
+def _accuracies(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
+    """A row for each split; the last column is the difference in percentage points."""
+    rows = []
+    for split, text in (("val", "validation"), ("test", "test")):
+        values = [network.artifact.accuracy.get(split) for network in networks]
+        if any(value is not None for value in values):
+            first, last = values[0], values[-1]
+            known = first is not None and last is not None
+            change = format_quantity(last - first, "drop", signed=True) if known else NONE  # type: ignore[operator]
+            cells = [format_measured(value, "fraction") for value in values]
+            rows.append((f"top-1 accuracy on the {text} split", *cells, change))
+    return rows
+
+
+def _memory_phases(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
+    phases = {"load_peak_bytes": "peak while loading", "loaded_bytes": "held once loaded"}
+    phases["run_peak_bytes"] = "peak while running"
+    rows = []
+    for key, text in phases.items():
+        values = [network.memory.get(key) for network in networks]
+        if None not in values:
+            rows.append((f"memory: {text}", *(format_measured(value, "size") for value in values), NONE))
+    return rows
+
+
+def _unmeasured(measurement: Measurement) -> list[str]:
+    missing = [METRICS[name] for name in _ALWAYS if measurement.value(name) is None]
+    return [f"Not measured: {metric.text}. {measurement.why_unmeasured(metric.name)}" for metric in missing]
+
+
+def _method(measurement: Measurement) -> tuple[str, ...]:
+    runtime, placement, dense = measurement.runtime, measurement.placement, measurement.baseline
+    runs = sum(map(len, measurement.latency_samples_s))
+    processes = f"in {len(measurement.latency_samples_s)} fresh processes"
+    lines = []
+    if dense:
+        lines.append(
+            f"Latency: {runs} timed inferences of each network {processes}, dense and slim in turns."
+        )
+        lines.append(
+            "Latency, slim / dense: the median over pairs of neighbouring runs, not a ratio of medians."
+        )
+    else:
+        lines.append(f"Latency: {runs} timed inferences {processes}.")
+    lines.append(f"[low, high]: {CONFIDENCE * 100:.0f} % interval, from the spread between processes.")
+    provider, threads = runtime.get("provider", NONE), runtime.get("threads", NONE)
+    precision, runner = runtime.get("precision", NONE), runtime.get("runner", NONE)
+    lines.append(f"Run by: {provider}, {precision}, threads: {threads}, runner: {runner}.")
+    if placement.get("nodes"):
+        nodes = ", ".join(f"{name} {count}" for name, count in placement["nodes"].items())
+        proof = {
+            "assignment": "onnxruntime's record of the assignment",
+            "profile": "a profile of an inference",
+        }
+        source = placement.get("source", NONE)
+        lines.append(f"Nodes by provider: {nodes}, from {proof.get(source, source)}.")
+    if placement["left_to_cpu"]:
+        nodes = ", ".join(
+            f"{node.get('name') or '?'} ({node['op_type']})" for node in placement["left_to_cpu"]
+        )
+        lines.append(f"Nodes left to the CPU: {nodes}.")
+    if measurement.memory["method"]:
+        lines.append(f"Memory: {measurement.memory['method']}.")
+    for name, network in (("dense", dense), ("slim" if dense else "network", measurement)):
+        if network:
+            lines.append(f"File, {name}: {network.artifact.path.name}, sha256 {network.artifact.sha256}.")
+    lines.append(f"Target: {measurement.target_name}, sha256 {measurement.target_sha256}.")
+    return tuple(lines)
+
+
+def _facts(facts: Mapping[str, object]) -> Table:
+    return Table(("", ""), tuple(_fact(key, value) for key, value in facts.items()))
+
+
+def _fact(key: str, value: object) -> tuple[str, str]:
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return _words(key.removesuffix("_bytes")), format_quantity(value, "size")
+    if isinstance(value, list | tuple):
+        return _words(key), ", ".join(map(str, value))
+    if isinstance(value, float):
+        return _words(key), f"{value:.4g}"
+    return _words(key), NONE if value is None else str(value)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")

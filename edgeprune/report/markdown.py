@@ -1,0 +1,50 @@
+"""The report as Markdown. Device side: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeprune.report.content import Report, Table, printable, reasons, verdict_rows
+
+
+def report_markdown(report: Report) -> str:
+    """The report as Markdown."""
+    parts = [f"# {_inline(report.title)}", f"**{_inline(report.outcome)}** {_inline(report.headline)}"]
+    comparison = "Dense against slim" if len(report.comparison.header) > 2 else "Measured"
+    parts += [f"## {comparison}", _table(report.comparison)]
+    parts.append("## Budgets")
+    parts.append(_table(verdict_rows(report.verdicts)) if report.verdicts else "There are no budgets.")
+    if lines := reasons(report.verdicts):
+        parts.append(_list(lines))
+    if report.notes:
+        parts += ["## Notes", _list(report.notes)]
+    parts += ["## How it was measured", _list(report.method), _code(report.command)]
+    for title, table in (("Run", report.run), ("Environment", report.environment)):
+        if table.rows:
+            parts += [f"## {title}", _table(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _inline(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = printable(text).strip()
+    for char in "\\*|" if text.count("`") % 2 == 0 else "\\`*|":
+        text = text.replace(char, f"\\{char}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+
+
+def _table(table: Table) -> str:
+    align = ["---"] + ["---:" if len(table.header) > 2 else "---"] * (len(table.header) - 1)
+    rows = [table.header, tuple(align), *([_inline(cell) for cell in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_inline(line)}" for line in lines)
+
+
+def _code(text: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{printable(text, keep=chr(10))}\n{fence}"

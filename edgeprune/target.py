@@ -1,0 +1,340 @@
+"""A device and its budgets, read from a TOML file. Device side: no torch."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgeprune.errors import TargetError, UsageError
+from edgeprune.metrics import METRICS
+from edgeprune.units import parse_quantity, show_value
+
+T = TypeVar("T")
+
+CHANNEL_MULTIPLE = 8  # when the file says nothing: what the vector units of CPUs take at once
+RUNNERS = ("local", "ssh", "adb", "browser")
+PRECISIONS = ("fp32", "fp16", "int8")
+TOP_KEYS = ("name", "channel_multiple", "runtime", "budgets")
+RUNTIME_KEYS = ("runner", "provider", "provider_options", "host", "python", "threads", "precision", "input")
+BUDGET_KEYS = tuple(f"{end}_{metric}" for metric in METRICS for end in ("max", "min"))
+
+# Every execution provider that a build of onnxruntime can have; the bench says whether this one has it.
+PROVIDERS = (
+    "ACLExecutionProvider",
+    "ArmNNExecutionProvider",
+    "AzureExecutionProvider",
+    "CANNExecutionProvider",
+    "CPUExecutionProvider",
+    "CUDAExecutionProvider",
+    "CoreMLExecutionProvider",
+    "DmlExecutionProvider",
+    "DnnlExecutionProvider",
+    "JsExecutionProvider",
+    "MIGraphXExecutionProvider",
+    "NnapiExecutionProvider",
+    "NvTensorRTRTXExecutionProvider",
+    "OpenVINOExecutionProvider",
+    "QNNExecutionProvider",
+    "ROCMExecutionProvider",
+    "RknpuExecutionProvider",
+    "SNPEExecutionProvider",
+    "TensorrtExecutionProvider",
+    "TvmExecutionProvider",
+    "VSINPUExecutionProvider",
+    "VitisAIExecutionProvider",
+    "WebGpuExecutionProvider",
+    "WebNNExecutionProvider",
+    "XnnpackExecutionProvider",
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One limit.
+
+    Attributes:
+        key: As in the file, e.g. ``"max_latency_p95"``.
+        metric: Key without ``max_``/``min_``; a key of ``METRICS``.
+        is_max: True if the metric must not be above ``limit``, False if not below.
+        limit: In SI units.
+        text: The limit as written, e.g. ``"12 ms"``.
+    """
+
+    key: str
+    metric: str
+    is_max: bool
+    limit: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the network is run on the device.
+
+    Attributes:
+        runner: ``"local"``, ``"ssh"``, ``"adb"`` or ``"browser"``.
+        provider: Execution provider of onnxruntime.
+        provider_options: Handed to the provider as they are.
+        host: ``user@machine`` for ssh, a device serial for adb.
+        python: Interpreter that has the provider's onnxruntime; None: the one that runs edgeprune.
+        threads: Threads of one inference.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        input: Shape of the input (N, C, H, W); None: as in the ONNX file.
+    """
+
+    runner: str = "local"
+    provider: str = "CPUExecutionProvider"
+    provider_options: dict[str, str] = field(default_factory=dict)
+    host: str | None = None
+    python: str | None = None
+    threads: int = 1
+    precision: str = "fp32"
+    input: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device and what a network must keep to there.
+
+    Attributes:
+        name: For people.
+        channel_multiple: Widths of a slim network are multiples of this.
+        runtime: How the network is run.
+        budgets: Limits, in the order of the file.
+        path: The file.
+        sha256: Of the file, hex.
+    """
+
+    name: str
+    channel_multiple: int
+    runtime: Runtime
+    budgets: tuple[Budget, ...]
+    path: Path
+    sha256: str
+
+
+def list_targets() -> dict[str, Path]:
+    """The target files that ship with edgeprune, by name, sorted."""
+    package = Path(__file__).resolve().parent
+    # A wheel has the files inside the package; a source checkout has them beside it.
+    folder = next((path for path in (package / "targets", package.parent / "targets") if path.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))} if folder else {}
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read a target file.
+
+    Args:
+        name_or_path: A path if it ends in ``.toml`` or has a path separator, else a shipped target's name.
+
+    Raises:
+        TargetError: There is no such file or name, or the file has faults: the message lists all of them.
+
+    Example:
+        >>> load_target("local-cpu").runtime.provider
+        'CPUExecutionProvider'
+    """
+    path = _find(str(name_or_path))
+    content, table = _read(path)
+    faults: list[str] = []
+    top = _Table("", table, faults)
+    name = top.take("name", _text, "a text that is not empty", "")
+    if "name" not in table:
+        faults.append('name: missing, expected the device in words, e.g. name = "Raspberry Pi 5"')
+    channel_multiple = top.take(
+        "channel_multiple", _positive, "a whole number of at least 1", CHANNEL_MULTIPLE
+    )
+    runtime = _runtime(top.table("runtime"))
+    budgets = _budgets(top.table("budgets"))
+    top.refuse_unknown(TOP_KEYS)
+    if faults:
+        count = f"{len(faults)} place{'s' if len(faults) > 1 else ''}"
+        lines = "".join(f"\n  {number}. {fault}" for number, fault in enumerate(faults, 1))
+        raise TargetError("could not use the target file", where=str(path), value=f"wrong in {count}:{lines}")
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Target(name, channel_multiple, runtime, budgets, path, sha256)
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path.endswith(".toml") or os.sep in name_or_path or "/" in name_or_path:
+        return Path(name_or_path)
+    shipped = list_targets()
+    if name_or_path not in shipped:
+        own = " A file of your own is given by its path, e.g. ./mine.toml."
+        raise TargetError(
+            "could not find the target",
+            where="--target",
+            value=show_value(name_or_path),
+            expected=f"one of {', '.join(shipped) or 'none'}, or a path",
+            hint=f"{_did_you_mean(name_or_path, shipped)}{own}".strip(),
+        )
+    return shipped[name_or_path]
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
+    problem = "could not read the target file"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        hint = f"Targets that ship with edgeprune: {', '.join(list_targets()) or 'none'}."
+        raise TargetError(
+            problem, where=str(path), value="not there", expected="a .toml file", hint=hint
+        ) from None
+    except OSError as reason:
+        value = "a folder" if isinstance(reason, IsADirectoryError) else f"unreadable ({reason.strerror})"
+        raise TargetError(problem, where=str(path), value=value, expected="a .toml file") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        line = content[: reason.start].count(b"\n") + 1
+        value = f"not UTF-8 text (line {line})"
+        raise TargetError(
+            problem, where=str(path), value=value, expected="TOML, which is always UTF-8"
+        ) from None
+    try:
+        return content, tomllib.loads(text)
+    except (ValueError, RecursionError) as reason:  # ValueError: TOMLDecodeError, or a number of 4300 digits
+        found = re.search(r"at line (\d+)", str(reason))
+        lines = text.splitlines() or [""]
+        line = min(int(found[1]), len(lines)) if found else len(lines)
+        what = str(reason) if isinstance(reason, ValueError) else "nested too deeply"
+        value = f"not TOML: {what}\n  line {line}: `{lines[line - 1].strip()[:100]}`"
+        raise TargetError(problem, where=str(path), value=value) from None
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
+    return f' Did you mean "{folded[close[0]]}"?' if close else ""
+
+
+class _Table:
+    """A table of the file. What is taken is checked; faults are gathered, not raised."""
+
+    def __init__(self, name: str, values: dict[str, Any], faults: list[str]) -> None:
+        self.name, self.values, self.faults = name, values, faults
+
+    def fault(self, key: str, rule: str) -> None:
+        full_key = f"{self.name}.{key}" if self.name else key
+        self.faults.append(f"{full_key} = {show_value(self.values[key])}: {rule}")
+
+    def take(self, key: str, read: Callable[[Any], T | None], rule: str, default: T) -> T:
+        """What ``read`` makes of ``key``; ``default`` if it is absent or, with a fault, breaks the rule."""
+        if key not in self.values:
+            return default
+        value = read(self.values[key])
+        if value is None:
+            self.fault(key, f"expected {rule}")
+            return default
+        return value
+
+    def table(self, key: str) -> _Table:
+        name = f"{self.name}.{key}" if self.name else key
+        value = self.values.get(key, {})
+        if not isinstance(value, dict):
+            self.fault(key, f"expected a table, [{name}]")
+            value = {}
+        return _Table(name, value, self.faults)
+
+    def refuse_unknown(self, known: tuple[str, ...], known_text: str = "") -> None:
+        """A fault for each key that is not known: a misspelt one must not be ignored."""
+        for key in self.values:
+            if key not in known:
+                what = "table" if isinstance(self.values[key], dict) else "key"
+                rule = f"unknown {what}, expected {known_text or 'one of ' + ', '.join(known)}."
+                self.fault(key, f"{rule}{_belongs(key, self.name) or _did_you_mean(key, known)}")
+
+
+def _belongs(key: str, table: str) -> str:
+    """A hint for a key that is known in another table, or a metric without max_ or min_."""
+    if table == "budgets" and key in METRICS:
+        return f' Did you mean "max_{key}" or "min_{key}"?'
+    homes = {"": TOP_KEYS, "runtime": RUNTIME_KEYS, "budgets": BUDGET_KEYS}
+    home = next((name for name, keys in homes.items() if name != table and key in keys), None)
+    if home is None:
+        return ""
+    return f" It belongs under [{home}]." if home else " It belongs above the first table."
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() and value.isprintable() else None
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    sizes = [_positive(size) for size in value] if isinstance(value, list) else []
+    return tuple(size for size in sizes if size) if sizes and None not in sizes else None
+
+
+def _one_of(known: tuple[str, ...]) -> Callable[[Any], str | None]:
+    return lambda value: value if value in known else None
+
+
+def _option(value: Any) -> str | None:
+    """A provider takes its options as text; a whole number has only one way to be written."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _runtime(table: _Table) -> Runtime:
+    default = Runtime()
+    options = table.table("provider_options")
+    provider_rule = "the name of an execution provider of onnxruntime."
+    provider = table.values.get("provider")
+    if isinstance(provider, str):
+        provider_rule += _did_you_mean(provider, PROVIDERS) or f" Known: {', '.join(PROVIDERS)}."
+    text_rule = "a text that is not empty"
+    runtime = Runtime(
+        runner=table.take("runner", _one_of(RUNNERS), f"one of {', '.join(RUNNERS)}", default.runner),
+        provider=table.take("provider", _one_of(PROVIDERS), provider_rule, default.provider),
+        provider_options={
+            key: options.take(key, _option, "a text or a whole number, as the provider takes it", "")
+            for key in options.values
+        },
+        host=table.take("host", _text, text_rule, default.host),
+        python=table.take("python", _text, text_rule, default.python),
+        threads=table.take("threads", _positive, "a whole number of at least 1", default.threads),
+        precision=table.take(
+            "precision", _one_of(PRECISIONS), f"one of {', '.join(PRECISIONS)}", default.precision
+        ),
+        input=table.take("input", _shape, "whole numbers of at least 1, e.g. [1, 3, 32, 32]", default.input),
+    )
+    runner = table.values.get("runner", default.runner)
+    if runner == "ssh" and "host" not in table.values:
+        table.fault("runner", 'needs a host, e.g. host = "pi@raspberrypi.local"')
+    if runner in ("local", "browser") and "host" in table.values:
+        table.fault("host", f'the runner "{runner}" has none, expected runner = "ssh" or "adb", or no host')
+    table.refuse_unknown(RUNTIME_KEYS)
+    return runtime
+
+
+def _budgets(table: _Table) -> tuple[Budget, ...]:
+    budgets: dict[str, Budget] = {}
+    for key, written in table.values.items():
+        if key not in BUDGET_KEYS:
+            continue
+        end, _, metric = key.partition("_")
+        try:
+            limit = parse_quantity(written, METRICS[metric].quantity)
+        except UsageError as error:
+            table.fault(key, f"expected {error.expected}. {error.hint}".rstrip())
+            continue
+        text = " ".join(written.split()) if isinstance(written, str) else show_value(written)
+        budgets[key] = Budget(key, metric, end == "max", limit, text)
+    for key, budget in budgets.items():
+        least = budgets.get(f"min_{budget.metric}")
+        if budget.is_max and least and least.limit > budget.limit:
+            table.fault(
+                key, f"below {least.key} = {show_value(table.values[least.key])}, so nothing can pass"
+            )
+    table.refuse_unknown(BUDGET_KEYS, f"max_ or min_ and one of {', '.join(METRICS)}")
+    return tuple(budgets.values())
