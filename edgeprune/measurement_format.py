@@ -1,0 +1,92 @@
+"""What the JSON of a measurement must look like: it decides releases, so it is read strictly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from edgeprune.artifact import Artifact
+
+MEASUREMENT_FORMAT = 1
+MEMORY_FIGURES = ("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_times(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(_is_number(t) and t > 0 for t in value)
+
+
+def _is_samples(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 1 and all(_is_times(times) for times in value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+def _is_placement(value: Any) -> bool:
+    left = value.get("left_to_cpu") if isinstance(value, dict) else None
+    return isinstance(left, list) and all(isinstance(node, dict) and "op_type" in node for node in left)
+
+
+def _is_memory(value: Any) -> bool:
+    if not isinstance(value, dict) or not {*MEMORY_FIGURES, "method", "why", "repeats"} <= set(value):
+        return False
+    return all(_is_number(value[name]) or (value["why"] and value[name] is None) for name in MEMORY_FIGURES)
+
+
+def _is_artifact(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Artifact)}:
+        return False
+    numbers = [value[name] for name in ("macs", "params", "parity_error") if value[name] is not None]
+    shape, accuracy = value["input_shape"], value["accuracy"]
+    return (
+        _is_texts([value["path"], value["sha256"]])
+        and isinstance(accuracy, dict)
+        and isinstance(value["provenance"], dict)
+        and (shape is None or isinstance(shape, list | tuple))
+        and all(map(_is_number, [value["size_bytes"], *numbers, *accuracy.values(), *(shape or [])]))
+    )
+
+
+_PARTS: dict[str, Callable[[Any], bool]] = {
+    "target_name": lambda value: isinstance(value, str),
+    "target_sha256": lambda value: isinstance(value, str),
+    "runtime": lambda value: isinstance(value, dict),
+    "artifact": _is_artifact,
+    "environment": lambda value: isinstance(value, dict),
+    "placement": _is_placement,
+    "memory": _is_memory,
+    "latency_samples_s": _is_samples,
+    "load_s": lambda value: _is_times(value) and len(value) > 1,
+    "first_inference_s": lambda value: _is_times(value) and len(value) > 1,
+    "notes": _is_texts,
+    "baseline": lambda value: value is None or isinstance(value, dict),
+}
+
+
+def format_fault(content: Any) -> str | None:
+    """What is wrong with a measurement's JSON, to follow "is"; None if nothing is."""
+    if not isinstance(content, dict) or content.get("format") != MEASUREMENT_FORMAT:
+        return "of another format"
+    odd = set(content) ^ {"format", *_PARTS}
+    if odd:
+        return f"with {', '.join(sorted(odd))} missing or unknown"
+    for key, is_right in _PARTS.items():
+        if not is_right(content[key]):
+            return f"wrong in '{key}'"
+    baseline = content["baseline"]
+    if baseline is None:
+        return None
+    if baseline.get("baseline") is not None:
+        return "with a baseline of its baseline"
+    fault = format_fault(baseline)
+    if fault:
+        return f"{fault} of its baseline"
+    counts = [[len(samples) for samples in side["latency_samples_s"]] for side in (content, baseline)]
+    return None if counts[0] == counts[1] else "without a partner for each sample of its baseline"

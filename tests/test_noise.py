@@ -1,0 +1,79 @@
+"""Each note appears when its fault is planted, and stays away just below the limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgeprune.noise import latency_notes, machine_notes, memory_notes, placement_notes
+from edgeprune.target import Runtime
+
+
+def _machine(load: float | None, governor: str | None, threads: int) -> list[str]:
+    environment = {"load_average": load, "cores": 4, "governor": governor}
+    return machine_notes(environment, Runtime(threads=threads))
+
+
+@pytest.mark.parametrize(
+    ("machine", "note"),
+    [
+        ((2.1, None, 1), "The load average was 2.1 on 4 cores: end other work and measure again."),
+        (
+            (None, "powersave", 1),
+            "The CPU governor is 'powersave': set it to 'performance' for steady clocks.",
+        ),
+        ((0.0, None, 5), "5 threads share 4 cores: set runtime.threads to 4 or less."),
+    ],
+)
+def test_machine(machine: tuple[Any, ...], note: str) -> None:
+    assert _machine(*machine) == [note]
+
+
+def test_quiet_machine() -> None:
+    assert _machine(1.9, "performance", 4) == []
+
+
+def _processes(step: float) -> list[list[float]]:
+    return [[1 + step * process] * 20 for process in range(10)]
+
+
+@pytest.mark.parametrize(("step", "text"), [(0.01, "went up by 7%"), (-0.01, "went down by 7%")])
+def test_drift(step: float, text: str) -> None:
+    (note,) = latency_notes("a.onnx", _processes(step))
+    assert note.startswith(
+        f"a.onnx: latency {text} from the first to the last processes: let the device cool"
+    )
+
+
+@pytest.mark.parametrize("step", [0.0, 0.006, -0.006])
+def test_little_drift_is_no_note(step: float) -> None:
+    assert latency_notes("a.onnx", _processes(step)) == []
+
+
+def test_drift_needs_three_processes() -> None:
+    assert latency_notes("a.onnx", [[1.0], [2.0]]) == []
+
+
+def test_disturbed_runs() -> None:
+    steady = [[1.0] * 99 + [1.9]] * 2
+    assert latency_notes("a.onnx", steady) == []
+    assert latency_notes("a.onnx", [[1.0] * 99 + [2.1]] * 2) == [], "one in a hundred is no news"
+    (note,) = latency_notes("a.onnx", [[1.0] * 98 + [2.1] * 2] * 2)
+    assert note.startswith("a.onnx: 2.0% of the runs took over 2 times the median: something else used")
+
+
+def test_memory_that_does_not_repeat() -> None:
+    assert memory_notes("a.onnx", []) == []
+    assert memory_notes("a.onnx", [5_000_000, 6_000_000, 5_500_000]) == []
+    (note,) = memory_notes("a.onnx", [5_000_000, 6_200_000, 5_500_000])
+    assert note.startswith("a.onnx: peak memory differs by 1.2 MB between processes: take it")
+
+
+def test_nodes_left_to_the_cpu() -> None:
+    left = [
+        {"name": name, "op_type": op_type} for name, op_type in (("a", "Add"), ("b", "Relu"), ("c", "Relu"))
+    ]
+    assert placement_notes("a.onnx", "NewProvider", []) == []
+    (note,) = placement_notes("a.onnx", "NewProvider", left)
+    assert note.startswith("a.onnx: NewProvider left 3 nodes to the CPU (2 Relu, 1 Add): ")

@@ -1,0 +1,163 @@
+"""The intervals must cover as often as they say; a naive one must fail in the same simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from edgeprune.statistics import (
+    MINIMAL_CLAIM,
+    median_estimate,
+    min_samples,
+    percentile_estimate,
+    ratio_estimate,
+    t_quantile,
+)
+
+PROCESSES, PAIRS = 10, 20
+
+
+def _process_effects(kind: str, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """What shifts all runs of one process together, in logs."""
+    if kind == "gauss":
+        return rng.normal(0, 0.08, count)
+    if kind == "two layouts":  # e.g. the weights are aligned well, or not
+        return 0.2 * (rng.random(count) < 0.3) + rng.normal(0, 0.03, count)
+    if kind == "disturbed":  # one process in ten ran beside somebody else's work
+        return rng.normal(0, 0.05, count) + 0.5 * (rng.random(count) < 0.1)
+    return 0.05 * rng.standard_t(3, count)  # heavy tails
+
+
+def _pairs(kind: str, rng: np.random.Generator, processes: int) -> NDArray[np.float64]:
+    """(process, pair, 2) in seconds; the true ratio is near 0.5."""
+    ratio = _process_effects(kind, rng, processes)[:, None] + 0.05 * rng.standard_t(3, (processes, PAIRS))
+    dense = 0.01 * np.exp(0.1 * rng.standard_normal((processes, PAIRS)))
+    return np.stack([0.5 * dense * np.exp(ratio), dense], axis=-1)
+
+
+def _naive_interval(pairs: NDArray[np.float64], rng: np.random.Generator) -> tuple[float, float]:
+    """The bootstrap that takes all pairs for independent."""
+    ratios = (pairs[..., 0] / pairs[..., 1]).ravel()
+    medians = np.median(rng.choice(ratios, (200, ratios.size)), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "two layouts", "heavy tails", "disturbed"])
+def test_ratio_interval_covers_where_the_naive_bootstrap_does_not(kind: str) -> None:
+    rng = np.random.default_rng(7)
+    many = _pairs(kind, rng, 50_000)
+    truth = float(np.median(many[..., 0] / many[..., 1]))
+    repeats = 200
+    ours = naive = 0
+    widths = []
+    for _ in range(repeats):
+        pairs = _pairs(kind, rng, PROCESSES)
+        estimate = ratio_estimate([[(a, b) for a, b in process] for process in pairs.tolist()])
+        widths.append(estimate.high / estimate.value - 1)
+        ours += estimate.low <= truth <= estimate.high
+        low, high = _naive_interval(pairs, rng)
+        naive += low <= truth <= high
+    assert ours / repeats >= 0.90
+    assert np.median(widths) < 0.2, "covering by being useless does not count"
+    assert naive / repeats <= 0.75
+
+
+def test_percentile_interval_covers() -> None:
+    rng = np.random.default_rng(8)
+
+    def samples(processes: int) -> NDArray[np.float64]:
+        shift = _process_effects("gauss", rng, processes)[:, None]
+        return np.asarray(0.01 * np.exp(shift + 0.1 * rng.exponential(1, (processes, PAIRS))))
+
+    for q in (50, 95):
+        truth = float(np.percentile(samples(50_000), q))
+        covered = 0
+        for _ in range(200):
+            estimate = percentile_estimate(samples(PROCESSES).tolist(), q)
+            assert estimate is not None
+            covered += estimate.low <= truth <= estimate.high
+        assert covered / 200 >= 0.90
+
+
+def test_value_is_the_median_of_all_pair_ratios() -> None:
+    estimate = ratio_estimate([[(1.0, 2.0), (3.0, 2.0)], [(2.0, 2.0)], [(8.0, 2.0), (0.2, 2.0)]])
+    assert estimate.value == 1.0
+    assert estimate.confidence == 0.95
+
+
+@pytest.mark.parametrize(("ratio", "differs"), [(1.02, False), (0.98, False), (1.05, True), (0.95, True)])
+def test_nothing_under_three_percent_is_claimed_however_quiet_the_machine(
+    ratio: float, differs: bool
+) -> None:
+    estimate = ratio_estimate([[(ratio, 1.0)] * 5] * 10)
+    assert (estimate.low <= 1 <= estimate.high) != differs
+    assert estimate.high / estimate.value == pytest.approx(1 + MINIMAL_CLAIM)
+    assert estimate.value / estimate.low == pytest.approx(1 + MINIMAL_CLAIM)
+    assert estimate.more_runs is None
+
+
+def test_one_disturbed_process_of_ten_does_not_decide() -> None:
+    rng = np.random.default_rng(10)
+    calm = [[(0.5 * math.exp(x), 1.0)] for x in rng.normal(0, 0.01, 10)]
+    disturbed = [*calm[:9], [(2.0, 1.0)]]
+    assert ratio_estimate(disturbed).high < 0.55
+    assert ratio_estimate(disturbed[-4:]).high > 1, "of four processes one outlier may well be the truth"
+
+
+def test_more_runs_is_about_what_it_takes() -> None:
+    rng = np.random.default_rng(9)
+
+    def estimate(processes: int) -> tuple[float, int | None]:
+        found = ratio_estimate([[(math.exp(x), 1.0)] for x in rng.normal(0, 0.1, processes)])
+        return found.high / found.value - 1, found.more_runs
+
+    width, more = estimate(10)
+    assert width > MINIMAL_CLAIM
+    assert more is not None
+    assert more > 10
+    assert estimate(2 * more)[1] is None
+    assert estimate(more // 4)[1] is not None
+
+
+@pytest.mark.parametrize(("q", "needed"), [(50, 11), (90, 64), (95, 130), (99, 662)])
+def test_percentile_is_refused_below_its_sample_count(q: float, needed: int) -> None:
+    assert min_samples(q) == needed
+    few = [[1.0] * (needed // 2), [1.0] * (needed - needed // 2 - 1)]
+    assert percentile_estimate(few, q) is None
+    enough = [few[0], [*few[1], 1.0]]
+    assert percentile_estimate(enough, q) is not None
+
+
+def test_percentiles_above_the_highest_rule_are_an_error() -> None:
+    with pytest.raises(ValueError, match="the highest is 99"):
+        min_samples(99.9)
+
+
+def test_percentile_pools_all_runs() -> None:
+    estimate = percentile_estimate([[float(i) for i in range(1, 101)]] * 2, 90)
+    assert estimate is not None
+    assert estimate.value == pytest.approx(np.percentile([*range(1, 101)] * 2, 90))
+    assert estimate.low == pytest.approx(estimate.value)  # processes agree, and times have no floor
+
+
+def test_median_of_one_figure_per_process() -> None:
+    estimate = median_estimate([1.0, 1.1, 1.2])
+    assert estimate.value == 1.1
+    assert estimate.low < 1.0
+    assert estimate.high > 1.2
+
+
+def test_t_quantiles_agree_with_scipy() -> None:
+    for freedom in [*range(1, 60), 100, 1000, 100_000]:
+        assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=2e-4)
+
+
+@pytest.mark.parametrize("pairs", [[], [[(1.0, 1.0)]], [[(1.0, 1.0)], []]])
+def test_one_process_is_no_cluster(pairs: list[list[tuple[float, float]]]) -> None:
+    with pytest.raises(ValueError, match="at least two processes"):
+        ratio_estimate(pairs)
