@@ -66,11 +66,11 @@ def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as reason:
-        raise error(f"could not read the {what}", where=str(path), value=reason.strerror or "unreadable") from None
+        value = reason.strerror or "unreadable"
+        raise error(f"could not read the {what}", where=str(path), value=value) from None
     except ValueError as reason:
-        raise error(
-            f"could not read the {what}", where=str(path), value=f"not JSON ({reason})", expected="a JSON file"
-        ) from None
+        value = f"not JSON ({reason})"
+        raise error(f"could not read the {what}", where=str(path), value=value, expected="JSON") from None
 
 
 def sha256_file(path: Path) -> str:

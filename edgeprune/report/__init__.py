@@ -9,4 +9,13 @@ from edgeprune.report.markdown import report_markdown
 from edgeprune.report.page import report_html
 from edgeprune.report.terminal import comparison_table, verdict_table
 
-__all__ = ["Report", "comparison_table", "junit_xml", "make_report", "reasons", "report_html", "report_markdown", "verdict_table"]
+__all__ = [
+    "Report",
+    "comparison_table",
+    "junit_xml",
+    "make_report",
+    "reasons",
+    "report_html",
+    "report_markdown",
+    "verdict_table",
+]
