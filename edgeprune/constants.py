@@ -1,0 +1,304 @@
+"""Exact removal of constant channels: what they contribute moves into a bias, a running mean or a carrier.
+
+A batch norm whose gamma is 0 still emits its beta, so its channel is a constant c = act(beta), not nothing.
+A consumer without padding takes W c into its bias (or off the running mean of the norm that follows). At the
+border of a padded convolution fewer constants are seen, so there one *carrier* channel stays: a constant
+whose column of weights is the sum of the removed columns, which is exact everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from edgeprune.cutting import doubled, outputs_of, tensors_of
+from edgeprune.errors import SlimError
+from edgeprune.groups import ChannelGroup, Member
+from edgeprune.plan import Plan, PlannedGroup
+
+CHANNEL_AXIS: dict[Callable[..., Any], int] = {
+    F.linear: -1,
+    F.conv1d: -2,
+    F.conv_transpose1d: -2,
+    F.conv2d: -3,
+    F.conv_transpose2d: -3,
+    F.conv3d: -4,
+    F.conv_transpose3d: -4,
+}
+"""Axis of the channels in input and output, by function."""
+
+TAKES_BIAS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that can be given a bias."""
+
+SPREAD = 1e-12
+"""Largest relative spread (float64 rounding) of a channel that counts as constant."""
+
+PROBLEM = "could not keep the constants of removed channels"
+
+Inputs = tuple[Tensor, ...]
+
+
+class Reading(TorchFunctionMode):
+    """While active, records what the layers with the watched weights receive.
+
+    Attributes:
+        lowest: Per weight (C_in,): smallest value of each input channel.
+        highest: Per weight (C_in,): largest value.
+        out_channels: Per weight: channels of the layer's output.
+        biased: Weights whose layers add a bias.
+    """
+
+    def __init__(self, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.lowest: dict[str, Tensor] = {}
+        self.highest: dict[str, Tensor] = {}
+        self.out_channels: dict[str, int] = {}
+        self.biased: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See ``torch.overrides.TorchFunctionMode``."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        axis = CHANNEL_AXIS.get(func)
+        if axis is not None:
+            given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+            key = self.weights.get(id(given["weight"]))
+            if key is not None:
+                low, high = given["input"].movedim(axis, 0).flatten(1).aminmax(dim=1)
+                self.lowest[key] = torch.minimum(self.lowest.get(key, low), low)
+                self.highest[key] = torch.maximum(self.highest.get(key, high), high)
+                self.out_channels[key] = result.shape[axis]
+                if given.get("bias") is not None:
+                    self.biased.add(key)
+        return result
+
+
+def read_inputs(model: nn.Module, keys: Iterable[str], batches: Iterable[Inputs]) -> Reading:
+    """Run a network and record what the layers with the given weights receive.
+
+    Args:
+        model: Network, float64 and in evaluation mode.
+        keys: State-dict keys of weights.
+        batches: Inputs of the forward passes.
+    """
+    tensors = tensors_of(model)
+    reading = Reading({id(tensors[key]): key for key in keys})
+    with reading:
+        for inputs in batches:
+            outputs_of(model, inputs)
+    return reading
+
+
+@dataclass(frozen=True)
+class Need:
+    """What it takes to keep what a constant unit contributes.
+
+    Attributes:
+        carrier: A padded convolution reads it: one constant channel has to stay.
+        biases: Layers without a bias that have to get one.
+    """
+
+    carrier: bool
+    biases: frozenset[str]
+
+
+def find_constants(
+    model: nn.Module, groups: Iterable[ChannelGroup], batches: list[Inputs]
+) -> dict[str, dict[int, Need]]:
+    """The units of each group that can be removed without changing the function.
+
+    A unit counts if the graph proves that it is a constant at every consumer (all norm weights that matter
+    are exactly 0), if it is one on ``batches`` too, and if there is a place for what it contributes.
+
+    Args:
+        model: Dense network; it is not changed.
+        groups: Groups that may be cut.
+        batches: Float64 inputs of the forward passes that read the constants.
+    """
+    tensors = tensors_of(model)
+    units = {group.name: zero_units(group, tensors) for group in groups}
+    groups = [group for group in groups if units[group.name]]
+    keys = {member.tensor for group in groups for member in group.members if member.role == "in"}
+    reading = read_inputs(doubled(model), keys, batches) if keys else Reading({})
+    layers = dict(model.named_modules())
+    found: dict[str, dict[int, Need]] = {}
+    for group in groups:
+        needs = {unit: _need(group, unit, reading, layers, tensors) for unit in units[group.name]}
+        found[group.name] = {unit: need for unit, need in needs.items() if need is not None}
+    return found
+
+
+def zero_units(group: ChannelGroup, tensors: dict[str, Tensor]) -> tuple[int, ...]:
+    """Units whose norm weights, as far as they matter to consumers, are exactly 0."""
+    needed = {key for when in group.constant_when if when for key, _ in when}
+    zero = {key: (tensors[key].detach() == 0).tolist() for key in needed}
+    return tuple(
+        unit
+        for unit, when in enumerate(group.constant_when)
+        if when is not None and all(zero[key][position] for key, position in when)
+    )
+
+
+def _need(
+    group: ChannelGroup, unit: int, reading: Reading, layers: dict[str, nn.Module], tensors: dict[str, Tensor]
+) -> Need | None:
+    """What it takes to keep what a unit contributes; None: it is no constant, or there is no place for it."""
+    carrier, biases = False, set()
+    for member in group.members:
+        if member.role != "in" or not member.indices[unit]:
+            continue
+        key, layer = member.tensor, member.tensor.rpartition(".")[0]
+        if key not in reading.highest:
+            return None  # the layer is called in a way that was not seen
+        channels = channels_of(member, unit, len(reading.highest[key]), tensors[key].shape[member.axis])
+        low, high = reading.lowest[key][channels], reading.highest[key][channels]
+        if not _constant(low, high):
+            return None
+        if not bool(high.any()):
+            continue
+        if member.padded:
+            carrier = True
+        elif key in reading.biased:
+            if f"{layer}.bias" not in tensors:
+                return None
+        elif member.mean_after is None:
+            if not isinstance(layers.get(layer), TAKES_BIAS):
+                return None
+            biases.add(layer)
+    return Need(carrier, frozenset(biases))
+
+
+def _constant(low: Tensor, high: Tensor) -> bool:
+    return bool((high - low <= SPREAD * (1 + high.abs())).all())
+
+
+def channels_of(member: Member, unit: int, channels: int, length: int) -> list[int]:
+    """Input channels of a consumer that a unit occupies; a grouped convolution's column is one per group."""
+    return [first + position for first in range(0, channels, length) for position in member.indices[unit]]
+
+
+def fold_constants(work: nn.Module, reference: nn.Module, plan: Plan, batches: list[Inputs]) -> None:
+    """Move what the plan's constant units contribute into what stays, in place, before they are cut.
+
+    Args:
+        work: float64 network to change.
+        reference: The same network before any change.
+        plan: Says which units are constant and which unit is the carrier.
+        batches: Inputs of the forward passes that read the constants.
+
+    Raises:
+        SlimError: A unit is not constant, or its constant can not be kept.
+    """
+    groups = [group for group in plan.groups if group.constant]
+    if not groups:
+        return
+    keys = {member.tensor for group in groups for member in group.members if member.role == "in"}
+    before = read_inputs(reference, keys, batches)
+    tensors = {key: tensor.detach() for key, tensor in tensors_of(work).items()}
+    for group in groups:
+        _raise_carrier(tensors, group)
+    after = read_inputs(work, keys, batches)
+    for group in groups:
+        for member in group.members:
+            if member.role == "in":
+                _fold_into(tensors, group, member, before, after)
+
+
+def _raise_carrier(tensors: dict[str, Tensor], group: PlannedGroup) -> None:
+    """Let the carrier's norms emit 1 (gamma 0, beta 1), so that its column is well scaled."""
+    if group.carrier is None:
+        return
+    norms = [member for member in group.members if member.norm]
+    gammas = {m.tensor.rpartition(".")[0]: tensors[m.tensor] for m in norms if m.norm == "weight"}
+    for member in norms:
+        positions = list(member.indices[group.carrier])
+        gamma = gammas.get(member.tensor.rpartition(".")[0])
+        if member.norm == "bias" and gamma is not None and not bool(gamma[positions].any()):
+            tensors[member.tensor][positions] = 1.0
+
+
+def _values(reading: Reading, member: Member, group: PlannedGroup, channels: list[int]) -> Tensor:
+    """Values of channels that must be constant."""
+    low, high = reading.lowest[member.tensor][channels], reading.highest[member.tensor][channels]
+    if not _constant(low, high):
+        raise SlimError(
+            PROBLEM,
+            where=f"group {group.name} at {member.tensor}",
+            value=f"varying by {float((high - low).max()):.1e}",
+            expected="constant channels",
+            hint='Make the plan again on this network, or with constants="off".',
+        )
+    return (low + high) / 2
+
+
+def _fold_into(
+    tensors: dict[str, Tensor], group: PlannedGroup, member: Member, before: Reading, after: Reading
+) -> None:
+    """Fold the constants of one group into one consumer."""
+    key, weight = member.tensor, tensors[member.tensor]
+    channels, length = len(before.highest[key]), weight.shape[member.axis]
+    carriers = [] if group.carrier is None else channels_of(member, group.carrier, channels, length)
+    taken = [c for unit in group.constant for c in channels_of(member, unit, channels, length)] + carriers
+    value = torch.zeros(channels, dtype=weight.dtype, device=weight.device)
+    value[taken] = _values(before, member, group, taken)
+    flat = weight.reshape(*weight.shape[:2], -1).clone(memory_format=torch.contiguous_format)
+    # (groups of the convolution, columns, rows, taps), as a view of `flat`.
+    if member.axis == 0:  # transposed: (groups * columns, rows, taps)
+        blocks = flat.view(before.out_channels[key] // weight.shape[1], -1, *flat.shape[1:])
+    else:  # (groups * rows, columns, taps)
+        blocks = flat.view(channels // length, -1, *flat.shape[1:]).transpose(1, 2)
+    summed = torch.einsum("gc,gcrt->grt", value.view(len(blocks), -1), blocks)
+    places = [divmod(channel, blocks.shape[1]) for channel in carriers]
+    for place in places:
+        blocks[place] = 0
+    if not member.padded:
+        _into_bias(tensors, member, summed.sum(2).flatten(), biased=key in before.biased)
+    elif bool(value.any()):
+        if not carriers:
+            raise SlimError(
+                PROBLEM,
+                where=f"group {group.name} at {key}",
+                value="a padded convolution without a carrier",
+                expected='a plan made with constants="carrier"',
+            )
+        emitted = _values(after, member, group, carriers).tolist()
+        for number in range(len(blocks)):
+            # A unit may be there twice (x and -x): the channel that says more carries.
+            best = max((i for i, (g, _) in enumerate(places) if g == number), key=lambda i: abs(emitted[i]))
+            if emitted[best] == 0:
+                raise SlimError(
+                    PROBLEM,
+                    where=f"the carrier of group {group.name}",
+                    value=f"0 at {key}",
+                    expected="a constant other than 0",
+                    hint='Make the plan with constants="fold".',
+                )
+            blocks[places[best]] = summed[number] / emitted[best]
+    weight.copy_(flat.view(weight.shape))
+
+
+def _into_bias(tensors: dict[str, Tensor], member: Member, amount: Tensor, *, biased: bool) -> None:
+    """Add to the consumer's bias, or take off the running mean of the norm that follows."""
+    if member.mean_after is not None and not biased:
+        tensors[member.mean_after].sub_(amount)
+        return
+    bias = tensors.get(f"{member.tensor.rpartition('.')[0]}.bias")
+    if bias is not None:
+        bias.add_(amount)
+    elif bool(amount.any()):
+        raise SlimError(
+            PROBLEM,
+            where=member.tensor,
+            value="the weight of a layer without a bias",
+            expected="a bias to hold them",
+            hint='Make the plan with constants="off".',
+        )

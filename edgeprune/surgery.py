@@ -1,0 +1,324 @@
+"""Surgery: a new, physically smaller network, handed over only if the oracle agrees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from edgeprune.constants import fold_constants
+from edgeprune.cost import as_inputs, evaluating
+from edgeprune.cutting import (
+    assign,
+    cut,
+    device_of,
+    disagreement,
+    doubled,
+    first_line,
+    outputs_of,
+    places,
+    random_inputs,
+    tensors_of,
+    zeroed,
+)
+from edgeprune.errors import EdgepruneError, ModelError, PlanError, SlimError
+from edgeprune.files import replacing
+from edgeprune.groups import TOLERANCE
+from edgeprune.models import build, source_of
+from edgeprune.plan import Plan
+
+SLIM_FORMAT = 1
+ABOUT = "edgeprune"
+"""Entry of a weights file's metadata that holds the facts about the network."""
+
+RANDOM_BATCHES = 2
+"""Random inputs on which the oracle looks, besides the example."""
+
+
+def slim(model: nn.Module, plan: Plan, *, example: Tensor | tuple[Tensor, ...] | None = None) -> nn.Module:
+    """Cut the removed units of a plan out of a copy of the network.
+
+    Before the copy is handed over the oracle runs: the dense network with the columns that consume removed
+    units set to zero (constant units excepted: what they contribute is kept) must give the same outputs as
+    the slim one, in float64, to ``TOLERANCE`` relative, on every input.
+
+    Args:
+        model: Dense network that the plan was made for; it is not changed.
+        plan: The kept units.
+        example: An input (N, C, H, W), or a tuple of inputs, to check on besides two random ones.
+
+    Returns:
+        A new module of the same class, with the dtype, device and training mode of ``model``.
+
+    Raises:
+        PlanError: The plan is for another network.
+        ModelError: The dense network does not run.
+        SlimError: The slim network would compute something else, or does not run.
+    """
+    plan.check_fits(model)
+    batches = oracle_inputs(model, plan, example)
+    reference, work = doubled(model), doubled(model)
+    try:
+        with zeroed(reference, dropped_columns(plan)):
+            theirs = [outputs_of(reference, inputs) for inputs in batches]
+    except Exception as reason:
+        raise ModelError(
+            "could not run the dense network",
+            where="its forward pass in float64",
+            value=f"failing ({first_line(reason)})",
+            expected=f"inputs of {[shape for shape, _ in plan.inputs]} to go through",
+        ) from reason
+    with _cutting():
+        add_biases(work, plan)
+        fold_constants(work, reference, plan, batches)
+        cut(work, plan.cuts())
+        _tell_plain_norms(work, batches[0])
+        ours = [outputs_of(work, inputs) for inputs in batches]
+    error = max(disagreement(*outputs) for outputs in zip(ours, theirs, strict=True))
+    if not error <= TOLERANCE:
+        raise SlimError(
+            "could not slim the network",
+            where="the largest relative change of its outputs",
+            value=f"{error:.1e}",
+            expected=f"at most {TOLERANCE:.0e} in float64",
+            hint="Nothing was changed; please report the network, this should not happen.",
+        )
+    return _like(work, model)
+
+
+@contextlib.contextmanager
+def _cutting() -> Iterator[None]:
+    """Whatever goes wrong while a network is cut is one clear error."""
+    try:
+        yield
+    except EdgepruneError:
+        raise
+    except Exception as reason:
+        raise SlimError(
+            "could not slim the network",
+            where="the slim network",
+            value=f"broken ({first_line(reason)})",
+            expected="one that runs",
+            hint="Nothing was changed; please report the network, this should not happen.",
+        ) from reason
+
+
+def dropped_columns(plan: Plan) -> dict[tuple[str, int], Tensor]:
+    """Positions of weight axes that read removed units which are not constant."""
+    columns: dict[tuple[str, int], list[int]] = {}
+    for group in plan.groups:
+        lost = sorted(set(group.removed) - set(group.constant))
+        for member in group.members:
+            if member.role == "in":
+                columns.setdefault((member.tensor, member.axis), []).extend(member.positions(lost))
+    return {key: torch.tensor(positions, dtype=torch.int64) for key, positions in columns.items()}
+
+
+def oracle_inputs(
+    model: nn.Module, plan: Plan, example: Tensor | tuple[Tensor, ...] | None
+) -> list[tuple[Tensor, ...]]:
+    """Random inputs of the plan's shapes, and the example if there is one; float64 on the model's device."""
+    device = device_of(model)
+    shapes = [(shape, getattr(torch, dtype)) for shape, dtype in plan.inputs]
+    batches = [random_inputs(shapes, device, seed=seed) for seed in range(RANDOM_BATCHES)]
+    if example is not None:
+        inputs = (x.double() if x.is_floating_point() else x for x in as_inputs(example))
+        batches.append(tuple(x.to(device) for x in inputs))
+    return batches
+
+
+def add_biases(model: nn.Module, plan: Plan) -> None:
+    """Give the layers that the plan names a bias of zeros, in place."""
+    for name in plan.new_biases:
+        layer = model.get_submodule(name)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        layer.register_parameter("bias", nn.Parameter(bias, requires_grad=weight.requires_grad))
+
+
+def slim_structure(model: nn.Module, plan: Plan) -> None:
+    """Give a network the slim structure in place, without caring for what it computes.
+
+    Raises:
+        PlanError: The plan is for another network.
+        SlimError: The slim network does not run.
+    """
+    plan.check_fits(model)
+    with _cutting():
+        add_biases(model, plan)
+        cut(model, plan.cuts())
+        shapes = ((shape, getattr(torch, dtype)) for shape, dtype in plan.inputs)
+        zeros = tuple(torch.zeros(shape, dtype=dtype, device=device_of(model)) for shape, dtype in shapes)
+        _tell_plain_norms(model, zeros)
+
+
+def _tell_plain_norms(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Bring the width of norms without any tensor in line with what they receive in a forward pass."""
+
+    def tell(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        norm.num_features = args[0].shape[1]  # type: ignore[assignment]
+
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and not m.state_dict()]
+    hooks = [norm.register_forward_pre_hook(tell) for norm in norms]
+    try:
+        if norms:
+            with evaluating(model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outputs_of(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _like(work: nn.Module, model: nn.Module) -> nn.Module:
+    """The float64 network with the dtypes and training modes of the dense one."""
+    dtypes = {key: tensor.dtype for key, tensor in tensors_of(model).items()}
+    default = next((dtype for dtype in dtypes.values() if dtype.is_floating_point), torch.float32)
+    for key, spots in places(work).items():
+        tensor, dtype = getattr(spots[0].module, spots[0].name), dtypes.get(key, default)
+        if tensor.dtype != dtype:
+            assign(spots, tensor.detach().to(dtype))
+    for ours, theirs in zip(work.modules(), model.modules(), strict=True):
+        ours.training = theirs.training
+        for name, value in vars(theirs).items():
+            if isinstance(value, Tensor):
+                setattr(ours, name, getattr(ours, name).to(value.dtype))
+    return work
+
+
+def save_slim(
+    model: nn.Module, plan: Plan, path: Path | str, *, source: dict[str, object] | None = None
+) -> None:
+    """Save a slim network as one safetensors file: weights, plan and model source; nothing is pickled.
+
+    Args:
+        model: Slim network, as ``slim`` made it (fine-tuned or not).
+        plan: The plan that made it.
+        path: File to write, atomically.
+        source: Where the dense network comes from (see ``edgeprune.models.source_of``); default: as recorded
+            by ``load_model``.
+
+    Raises:
+        ModelError: The network does not know its source and none is given, source and plan build another
+            network, or the file can not be written.
+    """
+    problem = "could not save the slim network"
+    source = source or source_of(model)
+    if source is None:
+        raise ModelError(
+            problem,
+            where="its source",
+            value="unknown",
+            expected="a network made by load_model",
+            hint='Load the dense network by load_model("package.module:function").',
+        )
+    structure = build(source)
+    try:
+        slim_structure(structure, plan)
+    except (PlanError, SlimError) as reason:
+        raise ModelError(
+            problem,
+            where="its plan",
+            value=f"for another network than {source['name']} ({first_line(reason)})",
+            expected="the plan that made it",
+        ) from reason
+    rebuilt = {key: tuple(tensor.shape) for key, tensor in structure.state_dict().items()}
+    held = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    other = [key for key in {**held, **rebuilt} if held.get(key) != rebuilt.get(key)]
+    if other:
+        raise ModelError(
+            problem,
+            where=other[0],
+            value=held.get(other[0], "not in the network"),
+            expected=f"{rebuilt.get(other[0], 'nothing')}, as source and plan build it",
+        )
+    write_weights(model, Path(path), {"source": source, "plan": plan.to_json(), "format": SLIM_FORMAT})
+
+
+def write_weights(model: nn.Module, path: Path, about: dict[str, Any]) -> None:
+    """Write a network's state dict as safetensors, atomically; shared tensors are stored under each key.
+
+    Equal networks give equal files.
+
+    Args:
+        model: Network.
+        path: File to write.
+        about: Facts to store with it, fit for JSON.
+
+    Raises:
+        ModelError: The file can not be written.
+    """
+    tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in model.state_dict().items()}
+    try:
+        with replacing(path) as temporary:
+            # One entry: safetensors does not keep the order of several.
+            save_file(tensors, temporary, {ABOUT: json.dumps(about)})
+    except (OSError, SafetensorError) as reason:
+        raise ModelError(
+            "could not save the weights", where=str(path), value=f"not writable ({first_line(reason)})"
+        ) from None
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and state dict in a file of ``write_weights``.
+
+    Raises:
+        ModelError: The file is absent, broken or not such a file.
+    """
+    problem, rule = "could not load the network", "a file of save_slim, or of a run"
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "null"))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise ModelError(problem, where=str(path), value="not there", expected=rule) from None
+    except (SafetensorError, OSError, ValueError) as reason:
+        value = f"broken ({first_line(reason)})"
+        raise ModelError(problem, where=str(path), value=value, expected=rule) from None
+    if not isinstance(about, dict) or "source" not in about:
+        value = "a safetensors file that does not say what network it is of"
+        raise ModelError(problem, where=str(path), value=value, expected=rule)
+    return about, state
+
+
+def load_slim(path: Path | str) -> nn.Module:
+    """Rebuild a slim network from its file: the dense network from its source, cut by the plan, filled.
+
+    Returns:
+        The network on the CPU, in evaluation mode, with the dtypes that were saved.
+
+    Raises:
+        ModelError: The file is absent, not a slim network's, or does not fit its own plan.
+    """
+    path = Path(path)
+    about, state = read_file(path)
+    problem = "could not load the slim network"
+    if about.get("format") != SLIM_FORMAT:
+        value = f"of format {about['format']}" if "format" in about else "a dense network"
+        raise ModelError(problem, where=str(path), value=value, expected=f"format {SLIM_FORMAT} of save_slim")
+    try:
+        model = build(about["source"])
+        slim_structure(model, Plan.from_json(about.get("plan", "")))
+        for key, spots in places(model).items():
+            tensor = getattr(spots[0].module, spots[0].name)
+            if key in state and state[key].dtype != tensor.dtype:
+                assign(spots, tensor.detach().to(state[key].dtype))
+        model.load_state_dict(state)
+    except (EdgepruneError, RuntimeError) as reason:
+        raise ModelError(
+            problem,
+            where=str(path),
+            value=f"not what its source and plan build ({first_line(reason)})",
+            expected="the same model source as when it was saved",
+        ) from reason
+    return model

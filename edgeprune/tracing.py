@@ -1,0 +1,156 @@
+"""A network's ATen graph, and running it on labels."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from edgeprune.cost import evaluating
+from edgeprune.cutting import device_of, first_line, tensors_of
+from edgeprune.errors import ModelError
+from edgeprune.labels import FIXED, VARIES, Flow, Ledger, Parameter
+from edgeprune.operators import RULES
+from edgeprune.operators.common import operator_name, unknown
+
+SILENT = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"}
+"""Operators without a result."""
+
+
+class Trace:
+    """The exported graph of a network.
+
+    Args:
+        model: Network; it is not changed.
+        inputs: Positional inputs at batch 1.
+
+    Raises:
+        ModelError: The network does not run on the inputs, or ``torch.export`` refuses it.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.program = export(model, inputs)
+        signature = self.program.graph_signature
+        # Shared tensors have several state-dict keys: use the first for all.
+        first: dict[int, str] = {}
+        canonical = {key: first.setdefault(id(tensor), key) for key, tensor in tensors_of(model).items()}
+        held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.names = {placeholder: canonical.get(key, key) for placeholder, key in held.items()}
+        self.values: dict[str, Tensor] = {}
+        for placeholder, key in {**held, **signature.inputs_to_lifted_tensor_constants}.items():
+            value = self.program.state_dict.get(key, self.program.constants.get(key))
+            if isinstance(value, Tensor):
+                self.values[placeholder] = value.detach().cpu()
+
+    @property
+    def reads_all_parameters(self) -> bool:
+        """Whether the forward pass reads every parameter; else it may be another one in training mode."""
+        names = self.program.graph_signature.inputs_to_parameters
+        return all(node.users for node in self.program.graph.nodes if node.name in names)
+
+    def run(self, policy: dict[str, int]) -> Ledger:
+        """Run the graph on labels.
+
+        Args:
+            policy: Per node name, which of its policies is in force; 0 where absent.
+        """
+        ledger = Ledger(policy=policy, names=self.names)
+        values: dict[Node, Any] = {}
+        pending = {node: len(node.users) for node in self.program.graph.nodes}
+        for node in self.program.graph.nodes:
+            values[node] = self._value(ledger, node, values)
+            changed = node.args[0] if node.args and is_in_place(node) else None
+            if isinstance(changed, Node) and isinstance(values[node], Flow):
+                values[changed] = values[node]  # whoever reads the first operand from now on reads the result
+            for source in node.all_input_nodes:  # no label array is kept after its last use
+                pending[source] -= 1
+                if not pending[source]:
+                    del values[source]
+        return ledger
+
+    def _value(self, ledger: Ledger, node: Node, values: dict[Node, Any]) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        args, kwargs = tree_map(
+            lambda arg: values[arg] if isinstance(arg, Node) else arg,
+            (list(node.args), dict(node.kwargs)),
+            is_leaf=lambda arg: isinstance(arg, Node),
+        )
+        if node.op == "output":
+            for leaf in tree_leaves(args):
+                if isinstance(leaf, Flow):
+                    ledger.freeze(leaf.unit, "reaches the output")
+            return None
+        if node.op != "call_function":
+            return unknown(ledger, node, args, kwargs)
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        name = operator_name(node)
+        if name in SILENT:
+            return None
+        if not any(isinstance(leaf, (Flow, Parameter)) for leaf in tree_leaves((args, kwargs))):
+            if "device" in kwargs:
+                kwargs["device"] = torch.device("cpu")
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        rule = RULES.get(name)
+        return rule(ledger, node, args, kwargs) if rule else unknown(ledger, node, args, kwargs)
+
+    def _placeholder(self, node: Node) -> Any:
+        value = self.values.get(node.name)
+        if node.name in self.names:
+            # Whole numbers in buffers are positions: they take part as they are.
+            if value is not None and not value.is_floating_point():
+                return value
+            return Parameter(self.names[node.name], tuple(node.meta["val"].shape))
+        if value is not None:
+            return value
+        shape = node.meta["val"].shape
+        return Flow(torch.full((1,), FIXED).expand(shape), torch.full((1,), VARIES).expand(shape))
+
+
+def is_in_place(node: Node) -> bool:
+    """Whether the operator writes its result into its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    first = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+    return first is not None and first.is_write
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """``torch.export`` in evaluation mode, quietly, with one clear error.
+
+    Raises:
+        ModelError: The network does not run on the inputs, or ``torch.export`` refuses it.
+    """
+    inputs = tuple(tensor.to(device_of(model)) for tensor in inputs)
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), evaluating(model), torch.no_grad():
+            warnings.simplefilter("ignore")
+            try:
+                model(*inputs)
+            except Exception as reason:
+                raise ModelError(
+                    "could not run the network",
+                    where="the example input",
+                    value=f"{[tuple(tensor.shape) for tensor in inputs]} ({first_line(reason)})",
+                    expected="an input that the network takes",
+                ) from reason
+            try:
+                return torch.export.export(model, inputs)
+            except Exception as reason:
+                raise ModelError(
+                    "could not read the network's graph",
+                    where="torch.export",
+                    value=first_line(reason),
+                    expected="a forward pass without data-dependent control flow",
+                ) from reason
+    finally:
+        logger.setLevel(level)
