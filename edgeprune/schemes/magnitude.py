@@ -1,0 +1,95 @@
+"""Group magnitude: the norm of the weights that produce a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.data import Data
+from edgeprune.groups import ChannelGroup
+from edgeprune.schemes.options import check_options, option
+from edgeprune.schemes.scores import Scores, movable
+from edgeprune.training import Progress
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Score of a unit: L1 or L2 norm of all convolution and linear weights that produce it.
+
+    ===================  ==========================================  ===========
+    symbol               meaning                                     shape
+    ===================  ==========================================  ===========
+    w_u                  weights of every producing layer's rows of   (weights,)
+                         unit u, end to end
+    s_u = ||w_u||_p      score                                       (units,)
+    s_u / mean_v s_v     score with ``normalize="mean"``             (units,)
+    ===================  ==========================================  ===========
+
+    Norms grow with the number of weights and differ by layer, so one threshold over all groups would empty
+    the layers with few inputs first. Divided by the group's mean, a score says how a unit stands among the
+    units that it is cut with, and one threshold makes sense.
+
+    Source:
+        Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv 1608.08710, section 3.1 (L1 of a
+        convolution's rows); the norm over a whole group as in Fang et al. 2023, "DepGraph",
+        arXiv 2301.12900, section 3.3, with the mean of the group as its scale.
+
+    Differs:
+        - Only the producing weights count, not the consumers' columns nor the norms.
+        - Scores of different layers are compared (the authors prune each layer by its own share).
+
+    Example:
+        >>> Magnitude(p=2).fit(model, groups, data)["conv1"].shape  # doctest: +SKIP
+        torch.Size([16])
+    """
+
+    p: Literal[1, 2] = option(1, "1 for the L1 norm, 2 for the L2 norm")
+    normalize: Literal["mean", "none"] = option("mean", "divide by the mean of the group, or not")
+
+    name: ClassVar[str] = "magnitude"
+    trains: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def fit(
+        self,
+        model: nn.Module,
+        groups: tuple[ChannelGroup, ...],
+        data: Data,
+        *,
+        checkpoint: Path | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Scores:
+        """Score the units of every group that a weight produces; the data are not looked at."""
+        del data, checkpoint, on_progress
+        state = model.state_dict()
+        scores = {}
+        for group in movable(groups):
+            powers = self._powers(group, state)
+            if powers is None:
+                continue
+            score = powers if self.p == 1 else powers.sqrt()
+            if self.normalize == "mean" and score.sum() > 0:
+                score = score / score.mean()
+            # Weights of 0 make a unit constant, not absent: only a norm weight of 0 is known to be free.
+            scores[group.name] = score.float().clamp_min(torch.finfo(torch.float32).tiny)
+        return Scores(scores, facts={"options": asdict(self)})
+
+    def _powers(self, group: ChannelGroup, state: dict[str, Tensor]) -> Tensor | None:
+        """Per unit the sum of |w|^p in float64; None if no weight produces the group."""
+        total = None
+        for member in group.members:
+            weight = state[member.tensor]
+            if member.role != "out" or member.norm is not None or weight.ndim < 2:
+                continue
+            rows = weight.detach().double().cpu().movedim(member.axis, 0).flatten(1)
+            positions = rows.abs().pow(self.p).sum(1)
+            units = torch.stack([positions[list(indices)].sum() for indices in member.indices])
+            total = units if total is None else total + units
+        return total

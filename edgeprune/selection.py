@@ -1,0 +1,324 @@
+"""Choosing what goes: one global threshold on the scores, found so that the slim network fits its budgets."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.constants import Need, find_constants
+from edgeprune.cost import as_inputs, count_macs_meta, count_params, shell_of
+from edgeprune.cutting import duplicate, tensors_of
+from edgeprune.errors import PlanError
+from edgeprune.groups import ChannelGroup
+from edgeprune.onnx_export import export
+from edgeprune.plan import Plan, PlannedGroup
+from edgeprune.surgery import oracle_inputs, slim, slim_structure
+
+PROBLEM = "could not make a plan"
+UNREACHED = "could not reach the budget"
+
+Constants = Literal["auto", "fold", "carrier", "off"]
+
+SIZE_PROBES = 8
+"""Most exports in the search for a file size."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Widths that a plan may choose; see ``make_plan``."""
+
+    channel_multiple: int = 1
+    min_channels: int = 1
+    keep: tuple[str, ...] = ()
+    constants: Constants = "auto"
+
+
+def make_plan(
+    dense: nn.Module,
+    groups: tuple[ChannelGroup, ...],
+    scores: Mapping[str, Tensor],
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    max_macs_ratio: float | None = None,
+    max_params_ratio: float | None = None,
+    max_size_bytes: int | None = None,
+    channel_multiple: int = 1,
+    min_channels: int = 1,
+    keep: Iterable[str] = (),
+    constants: Constants = "auto",
+) -> Plan:
+    """Find the smallest threshold on the scores at which the slim network fits every budget.
+
+    Units with a score above the threshold stay. Without a budget the threshold is 0: only units that are
+    removable for free go.
+
+    Args:
+        dense: Network that was scored; it is not changed.
+        groups: Its channel groups.
+        scores: As returned by a scheme's ``fit``; a group without scores is kept whole.
+        example: Input (N, C, H, W), or a tuple of inputs.
+        max_macs_ratio: Multiply-adds, slim / dense.
+        max_params_ratio: Parameters, slim / dense.
+        max_size_bytes: Size of the exported ONNX file; found by exporting candidates.
+        channel_multiple: Widths are rounded up to a multiple of this (at most the dense width).
+        min_channels: At least this many units of a group stay.
+        keep: Names of groups to keep whole; ``*`` and ``?`` match as in a shell.
+        constants: What to do with constant channels (gamma exactly 0, see ``edgeprune.constants``):
+            ``"auto"`` and ``"carrier"`` keep what they contribute exactly, with a carrier channel where a
+            padded convolution needs one; with ``"fold"`` no carrier is made, and what would need one is not
+            removable for free; ``"off"`` drops the constants, which changes the function.
+
+    Raises:
+        PlanError: A name, score or option is wrong, or a budget can not be reached (it says what can).
+    """
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    options = Options(channel_multiple, min_channels, keep, constants)
+    for name, limit in (
+        ("max_macs_ratio", max_macs_ratio),
+        ("max_params_ratio", max_params_ratio),
+        ("max_size_bytes", max_size_bytes),
+    ):
+        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if limit is not None and not (number and limit > 0):
+            raise PlanError(PROBLEM, where=name, value=limit, expected="a number above 0")
+    chooser = Chooser(dense, groups, scores, example, options)
+    limits = []
+    if max_macs_ratio is not None:
+        macs = max(1, chooser.dense_cost.macs)
+        limits.append(Limit("max_macs_ratio", max_macs_ratio, lambda cost: cost.macs / macs))
+    if max_params_ratio is not None:
+        params = max(1, chooser.dense_cost.params)
+        limits.append(Limit("max_params_ratio", max_params_ratio, lambda cost: cost.params / params))
+    threshold = chooser.threshold(limits)
+    if max_size_bytes is None:
+        return chooser.finished(threshold, limits)
+    return chooser.search_size(limits, max_size_bytes)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a candidate costs."""
+
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit on a candidate's cost."""
+
+    name: str
+    most: float
+    measure: Callable[[Cost], float]
+
+    def met(self, cost: Cost) -> bool:
+        """Whether a candidate fits."""
+        return self.measure(cost) <= self.most
+
+
+class Chooser:
+    """Turns thresholds into plans and knows what they cost."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        groups: tuple[ChannelGroup, ...],
+        scores: Mapping[str, Tensor],
+        example: Tensor | tuple[Tensor, ...],
+        options: Options,
+    ) -> None:
+        self.dense, self.groups, self.example, self.options = dense, groups, example, options
+        scores = {name: torch.as_tensor(score) for name, score in scores.items()}
+        self._check(scores)
+        whole = {group.name for group in groups for name in options.keep if fnmatchcase(group.name, name)}
+        self.free = [
+            group
+            for group in groups
+            if group.frozen_because is None and group.name in scores and group.name not in whole
+        ]
+        self.values = {group.name: scores[group.name].tolist() for group in self.free}
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in tensors_of(dense).items()}
+        self.inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example))
+        self.constant: dict[str, dict[int, Need]] = {}
+        if options.constants != "off":
+            batches = oracle_inputs(dense, Plan((), self.inputs, {}), example)
+            self.constant = find_constants(dense, self.free, batches)
+        if options.constants == "fold":
+            self._forbid_carriers()
+        self.ranked = {
+            name: sorted(range(len(values)), key=lambda unit: (-values[unit], unit))
+            for name, values in self.values.items()
+        }
+        values = (value for values in self.values.values() for value in values)
+        self.thresholds: list[float] = sorted({0.0, *values})
+        self.shell = shell_of(dense)
+        self.dense_cost = Cost(count_macs_meta(self.shell, example), count_params(dense))
+        self._costs: dict[float, Cost] = {}
+
+    def _check(self, scores: dict[str, Tensor]) -> None:
+        options = self.options
+        sizes = {group.name: group.size for group in self.groups}
+        for name in ("channel_multiple", "min_channels"):
+            value = getattr(options, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise PlanError(PROBLEM, where=name, value=value, expected="a whole number of at least 1")
+        if options.constants not in ("auto", "fold", "carrier", "off"):
+            rule = "auto, fold, carrier or off"
+            raise PlanError(PROBLEM, where="constants", value=options.constants, expected=rule)
+        for pattern in options.keep:
+            if not any(fnmatchcase(name, pattern) for name in sizes):
+                rule = f"the name of a group: {', '.join(sizes)}"
+                raise PlanError(PROBLEM, where="keep", value=pattern, expected=rule)
+        for name, score in scores.items():
+            if name not in sizes:
+                rule = f"groups among {', '.join(sizes)}"
+                raise PlanError(PROBLEM, where="scores", value=name, expected=rule)
+            sound = score.isfinite().all() and (score >= 0).all()
+            if tuple(score.shape) != (sizes[name],) or not bool(sound):
+                raise PlanError(
+                    PROBLEM,
+                    where=f"the scores of {name}",
+                    value=f"of shape {tuple(score.shape)}, smallest {score.min() if score.numel() else None}",
+                    expected=f"{sizes[name]} finite numbers of at least 0",
+                )
+
+    def _forbid_carriers(self) -> None:
+        """What needs a carrier counts as any other unit, and as not removable for free."""
+        for name, needs in self.constant.items():
+            for unit in [unit for unit, need in needs.items() if need.carrier]:
+                del needs[unit]
+                self.values[name][unit] = max(self.values[name][unit], torch.finfo(torch.float32).tiny)
+
+    def _rounded(self, group: ChannelGroup, wanted: int) -> int:
+        """Units to keep so that the producer's width is a multiple of what the device likes."""
+        width = max(1, len(group.members[0].indices[0]))
+        step = self.options.channel_multiple // math.gcd(self.options.channel_multiple, width)
+        return min(group.size, math.ceil(max(wanted, self.options.min_channels, 1) / step) * step)
+
+    def _planned(self, group: ChannelGroup, threshold: float) -> PlannedGroup:
+        ranked, values = self.ranked[group.name], self.values[group.name]
+        needs = self.constant.get(group.name, {})
+        needy = {unit for unit, need in needs.items() if need.carrier}
+        wanted = sum(value > threshold for value in values)
+        keep = set(ranked[: self._rounded(group, wanted)])
+        carrier = None
+        if needy - keep:
+            # A constant unit that stays anyway can carry the others; else one more has to stay.
+            carrier = min(needy & keep, default=min(needy))
+            if carrier not in keep:
+                others = [unit for unit in ranked if unit != carrier]
+                keep = {carrier, *others[: self._rounded(group, wanted + 1) - 1]}
+        constant = tuple(sorted(set(needs) - keep))
+        if not needy - keep:
+            carrier = None  # nothing is left to carry
+        return PlannedGroup(group.name, group.size, tuple(sorted(keep)), group.members, constant, carrier)
+
+    def plan(self, threshold: float) -> Plan:
+        """The plan that keeps the units with scores above ``threshold``."""
+        planned = [self._planned(group, threshold) for group in self.free]
+        planned = [group for group in planned if len(group.keep) < group.size]
+        needs = [self.constant[group.name][unit] for group in planned for unit in group.constant]
+        biases = {layer for need in needs for layer in need.biases}
+        members = [member for group in planned for member in group.members]
+        shapes = {member.tensor: self.shapes[member.tensor] for member in members}
+        means = [member.mean_after for member in members if member.mean_after is not None]
+        shapes |= {mean: self.shapes[mean] for mean in means}
+        return Plan(tuple(planned), self.inputs, shapes, tuple(sorted(biases)))
+
+    def cost(self, threshold: float) -> Cost:
+        """Cost of the slim network, counted on a copy without storage."""
+        if threshold not in self._costs:
+            shell = duplicate(self.shell, share_tensors=True)
+            slim_structure(shell, self.plan(threshold))
+            self._costs[threshold] = Cost(count_macs_meta(shell, self.example), count_params(shell))
+        return self._costs[threshold]
+
+    def threshold(self, limits: list[Limit]) -> float:
+        """The smallest threshold that meets all limits, by bisection.
+
+        Raises:
+            PlanError: No threshold does.
+        """
+        low, high = 0, len(self.thresholds) - 1
+        least = self.cost(self.thresholds[high])
+        for limit in limits:
+            if not limit.met(least):
+                raise self._unreached(limit.name, limit.most, round_up(limit.measure(least)))
+        while low < high:
+            middle = (low + high) // 2
+            if all(limit.met(self.cost(self.thresholds[middle])) for limit in limits):
+                high = middle
+            else:
+                low = middle + 1
+        return self.thresholds[high]
+
+    def _unreached(self, name: str, asked: float, reachable: str) -> PlanError:
+        options = self.options
+        reasons = [f"{group.name} ({group.frozen_because})" for group in self.groups if group.frozen_because]
+        whole = [g.name for g in self.groups if g.frozen_because is None and g not in self.free]
+        hint = f"It has min_channels={options.min_channels}, channel_multiple={options.channel_multiple}"
+        for text, names in (("frozen", reasons), ("kept whole", whole)):
+            hint += f"; {text}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else ""
+        rule = f"at least {reachable}, the smallest that can be reached"
+        return PlanError(UNREACHED, where=name, value=asked, expected=rule, hint=f"{hint}.")
+
+    def search_size(self, limits: list[Limit], max_size_bytes: int) -> Plan:
+        """A small threshold at which the ONNX file fits too; its overhead is learned from real exports.
+
+        Raises:
+            PlanError: No threshold meets all limits.
+        """
+        size_of: dict[float, int] = {}
+
+        def exported(threshold: float) -> int:
+            if threshold not in size_of:
+                with tempfile.TemporaryDirectory() as folder:
+                    network = slim(self.dense, self.plan(threshold))
+                    size_of[threshold] = export(network, self.example, Path(folder) / "probe.onnx").size_bytes
+            return size_of[threshold]
+
+        best = self.thresholds[-1]
+        least = self.cost(best).params
+        if exported(best) > max_size_bytes:
+            raise self._unreached("max_size_bytes", max_size_bytes, str(exported(best)))
+        # The file is the weights and a little else: predict, export, correct, until the choice stands.
+        overhead = exported(best) - 4 * least
+        for _ in range(SIZE_PROBES):
+            most = max(least, (max_size_bytes - overhead) / 4)
+            threshold = self.threshold([*limits, Limit("params", most, lambda cost: cost.params)])
+            known = threshold in size_of
+            if exported(threshold) <= max_size_bytes:
+                best = min(best, threshold)
+                if known:
+                    break
+            overhead = exported(threshold) - 4 * self.cost(threshold).params
+        return self.finished(best, limits, size_bytes=exported(best))
+
+    def finished(self, threshold: float, limits: list[Limit], **facts: Any) -> Plan:
+        """The plan of a threshold, with its facts."""
+        plan, cost = self.plan(threshold), self.cost(threshold)
+        facts |= {
+            "threshold": threshold,
+            "dense_macs": self.dense_cost.macs,
+            "slim_macs": cost.macs,
+            "dense_params": self.dense_cost.params,
+            "slim_params": cost.params,
+            "budgets": {limit.name: limit.most for limit in limits},
+            "options": {**vars(self.options), "keep": list(self.options.keep)},
+        }
+        return Plan(plan.groups, plan.inputs, plan.shapes, plan.new_biases, facts)
+
+
+def round_up(value: float, digits: int = 4) -> str:
+    """A number that is at least ``value``, in a few digits: a limit that is quoted must be reachable."""
+    scale = 10.0 ** (digits - 1 - math.floor(math.log10(value))) if value > 0 else 1.0
+    text = f"{math.ceil(value * scale) / scale:.{digits}g}"
+    return text if float(text) >= value else repr(value)

@@ -1,0 +1,58 @@
+"""Accuracy and predictions of a network, and the mode that it is in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.data import Loader
+from edgeprune.errors import DataError
+
+
+def evaluate(model: nn.Module, loader: Loader) -> float:
+    """Top-1 accuracy in 0..1, in eval mode; the network's mode is restored.
+
+    Raises:
+        DataError: The split is empty.
+    """
+    predicted, labels = _predictions(model, loader)
+    if len(labels) == 0:
+        raise DataError("could not evaluate", where="the split", value="empty", expected="images")
+    return int((predicted == labels).sum()) / len(labels)
+
+
+def predict(model: nn.Module, loader: Loader) -> Tensor:
+    """Predicted classes (images,) int64 on the CPU, in the loader's order; the network's mode is restored."""
+    return _predictions(model, loader)[0]
+
+
+def _predictions(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
+    """Predicted classes and labels, each (images,) int64 on the CPU."""
+    device, nothing = device_of(model), torch.empty(0, dtype=torch.int64)
+    predicted, truth = [nothing], [nothing]
+    with mode(model, False), torch.inference_mode():
+        for inputs, labels in loader:
+            predicted.append(model(inputs.to(device)).argmax(1).cpu())
+            truth.append(labels)
+    return torch.cat(predicted), torch.cat(truth)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network lives."""
+    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def mode(model: nn.Module | None, training: bool) -> Iterator[None]:
+    """Put a network into training or eval mode, and every module back into its own."""
+    before = [(module, module.training) for module in model.modules()] if model is not None else []
+    if model is not None:
+        model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
