@@ -1,0 +1,66 @@
+"""The command line. Only here is anything printed, and only here does the process end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from edgeprune import __version__
+from edgeprune.cli.information import doctor, groups, targets
+from edgeprune.cli.stages import bench, export, finetune, gate, prune, report, run, train
+from edgeprune.errors import EdgepruneError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, "--version", prog_name="edgeprune")
+def cli() -> None:
+    """Prune a CNN, export it to ONNX, measure it, gate its release.
+
+    \b
+    edgeprune run --model resnet20 --data digits --max-macs-ratio 0.6
+    edgeprune bench slim.onnx --baseline dense.onnx --target local-cpu
+    edgeprune gate --target local-cpu
+
+    Exit codes: 0 passed, 1 a budget failed, 2 wrong usage or bad input, 3 could
+    not measure or cannot tell.
+    """  # noqa: D301 (click's mark for text that is not to be re-wrapped)
+
+
+for command in (run, train, prune, finetune, export, bench, gate, report, groups, targets, doctor):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    words = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in words
+    try:
+        # Without standalone mode click hands back what `Context.exit` was given.
+        code = cli.main(words, prog_name="edgeprune", standalone_mode=False)
+    except EdgepruneError as error:
+        _fail(str(error), error.exit_code, as_json)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" Try `{context.command_path} --help`." if context is not None else ""
+        _fail(f"{error.format_message().rstrip('.')}.{hint}", EdgepruneError.exit_code, as_json)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted. Run the same command again to go on.", INTERRUPTED, as_json)
+    except OSError as error:
+        # A full disk, a read-only folder, a missing right: the user's to mend, not a bug.
+        _fail(
+            f"could not read or write: {error.filename or 'a file'} is {error.strerror or error}.", 2, as_json
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, exit_code: int, as_json: bool) -> NoReturn:
+    click.echo(f"edgeprune: {message}", err=True)
+    if as_json:
+        failure: dict[str, Any] = {"error": message, "exit_code": exit_code}
+        click.echo(json.dumps(failure))
+    sys.exit(exit_code)

@@ -1,0 +1,151 @@
+"""The commands that only tell: groups, targets, doctor."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from edgeprune.cli.options import JSON, MODEL, take
+
+
+@click.command("groups")
+@take(*MODEL, JSON)
+@click.option(
+    "--input",
+    "shape",
+    metavar="N,C,H,W",
+    help="Input shape.  [default: 1,3,32,32; library networks 1,3,224,224]",
+)
+def groups(
+    model: str | None, weights: str | None, num_classes: int | None, shape: str | None, as_json: bool
+) -> None:
+    """Show which channels of a network go together, and which can not go."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgeprune.cost import count_macs, count_params
+    from edgeprune.errors import UsageError
+    from edgeprune.groups import find_groups
+    from edgeprune.models import load_model
+
+    if model is None:
+        raise UsageError("could not show groups", where="--model", value="missing", expected="a network")
+    import torch
+
+    network = load_model(model, num_classes=num_classes, weights=weights)
+    sizes = _shape(shape or ("1,3,224,224" if ":" in model else "1,3,32,32"))
+    example = torch.zeros(sizes)
+    found = find_groups(network, example)
+    if as_json:
+        click.echo(json.dumps({"groups": [_as_json(group) for group in found], "exit_code": 0}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("group", "units", "places", "frozen because"):
+        table.add_column(name, justify="right" if name in ("units", "places") else "left", overflow="fold")
+    for group in found:
+        table.add_row(group.name, str(group.size), str(len(group.members)), group.frozen_because or "")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\n{count_params(network):,} params, {count_macs(network, example):,} MACs")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    from edgeprune.errors import UsageError
+
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise UsageError(
+            "could not read the shape", where="--input", value=text, expected="sizes as 1,3,224,224"
+        )
+    return sizes
+
+
+def _as_json(group: Any) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "size": group.size,
+        "frozen_because": group.frozen_because,
+        "members": [
+            {"tensor": member.tensor, "axis": member.axis, "role": member.role, "indices": member.indices}
+            for member in group.members
+        ],
+    }
+
+
+@click.command("targets")
+@take(JSON)
+def targets(as_json: bool) -> None:
+    """List the targets that ship with edgeprune."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgeprune.target import list_targets, load_target
+
+    found = {name: load_target(path) for name, path in list_targets().items()}
+    if as_json:
+        listed = {
+            name: {
+                "name": target.name,
+                "provider": target.runtime.provider,
+                "runner": target.runtime.runner,
+                "budgets": {budget.key: budget.text for budget in target.budgets},
+            }
+            for name, target in found.items()
+        }
+        click.echo(json.dumps({"targets": listed, "exit_code": 0}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("target", "device", "runner", "provider", "budgets"):
+        table.add_column(name, overflow="fold")
+    for name, target in found.items():
+        provider = target.runtime.provider.removesuffix("ExecutionProvider")
+        table.add_row(name, target.name, target.runtime.runner, provider, str(len(target.budgets)))
+    Console(highlight=False).print(table)
+
+
+@click.command("doctor")
+@take(JSON)
+def doctor(as_json: bool) -> None:
+    """Say what this machine can do: packages, providers, processor."""
+    import importlib.metadata
+    import platform
+    import sys
+
+    from rich.console import Console
+
+    from edgeprune.runners import runner_for
+    from edgeprune.target import Runtime, list_targets, load_target
+
+    packages = ("onnxruntime", "numpy", "torch", "torchvision", "onnx", "onnxsim")
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    environment = runner_for(Runtime()).run("environment")
+    able = {}
+    for name, path in list_targets().items():
+        runtime = load_target(path).runtime
+        able[name] = runtime.runner == "local" and runtime.provider in environment.get("providers", [])
+    if as_json:
+        found = {"python": sys.version.split()[0], "platform": platform.platform(), "packages": versions,
+                 "environment": environment, "targets": able, "exit_code": 0}  # fmt: skip
+        click.echo(json.dumps(found))
+        return
+    console = Console(highlight=False)
+    console.print(f"python {sys.version.split()[0]} on {platform.platform()}", soft_wrap=True)
+    for package, number in versions.items():
+        side = "" if package in ("onnxruntime", "numpy") else ' (pip install "edgeprune[train]")'
+        console.print(f"{package:<12} {number or f'not installed{side}'}", soft_wrap=True)
+    for key, value in environment.items():
+        if key in (*versions, "python", "platform"):
+            continue
+        console.print(f"{key:<12} {value}", soft_wrap=True)
+    for name, here in able.items():
+        console.print(f"{name:<18} {'can be measured here' if here else 'not on this machine as it is'}")

@@ -1,0 +1,147 @@
+"""The options of the command line: one definition each, shared by every command that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgeprune.errors import UsageError
+from edgeprune.units import parse_quantity
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+Option = Callable[[Any], Any]
+
+
+def _option(*names: str, text: str, default: str = "", **facts: Any) -> Option:
+    """An option that is None unless it is given, so that a run's own settings are not overwritten."""
+    shown = f"  [default: {default}]" if default else ""
+    return click.option(*names, help=text + shown, default=None if not facts.get("multiple") else (), **facts)
+
+
+COUNT, POSITIVE = click.IntRange(0), click.IntRange(1)
+FILE = click.Path(path_type=Path)
+
+MODEL = [
+    _option(
+        "--model",
+        metavar="NAME",
+        text="Built-in name, torchvision:NAME, timm:NAME or package.module:function.",
+    ),
+    _option("--weights", metavar="FILE", text="State dict of the dense network (.pt .pth .th .safetensors)."),
+    _option("--num-classes", type=POSITIVE, text="Outputs.", default="classes of the data"),
+]
+DATA = [
+    _option(
+        "--data",
+        metavar="SPEC",
+        text="digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or package.module:function.",
+        default="digits",
+    ),
+    click.option("--download", is_flag=True, help="Fetch the data set into DIR if it is not there."),
+    _option("--batch-size", type=click.IntRange(2), text="Images per batch.", default="128"),
+    _option("--image-size", type=POSITIVE, text="Height and width for imagefolder.", default="224"),
+    _option("--seed", type=COUNT, text="Of all that is drawn.", default="0"),
+    _option("--device", text="auto, cpu or cuda, for training.", default="auto"),
+]
+EPOCHS = _option("--epochs", type=COUNT, text="Epochs of each training that has no number of its own.")
+TRAIN = [
+    _option("--train-epochs", type=COUNT, text="Dense training.", default="30; 0 with --weights"),
+    _option("--train-lr", type=float, text="Its learning rate.", default="0.1"),
+]
+PRUNE = [
+    _option(
+        "--scheme", metavar="NAME", text="proximal-ns, magnitude, bn-scale or random.", default="proximal-ns"
+    ),
+    _option(
+        "--scheme-option",
+        "scheme_options",
+        metavar="KEY=VALUE",
+        multiple=True,
+        text="Hyper-parameter of the scheme, e.g. l1=0.002; repeatable.",
+    ),
+    _option("--prune-epochs", type=COUNT, text="Epochs of a scheme that trains.", default="30"),
+    _option("--max-macs-ratio", type=float, text="Multiply-adds, slim / dense."),
+    _option("--max-params-ratio", type=float, text="Parameters, slim / dense."),
+    _option("--max-size", "max_size_bytes", metavar="SIZE", text='Size of the ONNX file, e.g. "300 kB".'),
+    _option(
+        "--channel-multiple", type=POSITIVE, text="Widths are multiples of this.", default="the target's"
+    ),
+    _option("--min-channels", type=POSITIVE, text="Units that stay in each group.", default="1"),
+    _option("--keep", metavar="GROUP", multiple=True, text="Group to keep whole (* ? match); repeatable."),
+    _option(
+        "--constants",
+        type=click.Choice(["auto", "fold", "carrier", "off"]),
+        text="What becomes of channels whose gamma is 0.",
+        default="auto",
+    ),
+]
+FINETUNE = [
+    _option("--finetune-epochs", type=COUNT, text="Epochs of fine-tuning.", default="10"),
+    _option("--finetune-lr", type=float, text="Its learning rate.", default="0.01"),
+    _option("--distill/--no-distill", text="With the dense network as teacher.", default="distill"),
+]
+EXPORT = [
+    _option("--opset", type=int, text="ONNX opset.", default="18"),
+    _option("--dynamic-batch/--no-dynamic-batch", text="Leave the batch size open.", default="no"),
+    _option("--tolerance", type=float, text="Largest relative difference to torch.", default="1e-4"),
+]
+TARGET = [
+    _option("--target", metavar="NAME", text="A shipped target's name or a .toml file.", default="local-cpu")
+]
+BENCH = [_option("--processes", type=click.IntRange(2), text="Fresh processes to time in.", default="10")]
+OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+ALL = [*MODEL, *DATA, EPOCHS, *TRAIN, *PRUNE, *FINETUNE, *EXPORT, *TARGET, *BENCH]
+BY_COMMAND: dict[str, list[Any]] = {
+    "run": ALL,
+    "train": [*MODEL, *DATA, EPOCHS, *TRAIN],
+    "prune": [*DATA, EPOCHS, *PRUNE, *TARGET],
+    "finetune": [*DATA, EPOCHS, *FINETUNE],
+    "export": [*DATA, *EXPORT],
+    "bench": [*TARGET, *BENCH],
+    "gate": [*TARGET, *BENCH],
+    "report": [*TARGET],
+}
+
+
+def take(*options: Any) -> Callable[[Command], Command]:
+    """Decorator: the given options, in that order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given on the command line, in SI units.
+
+    Raises:
+        UsageError: A hyper-parameter is not KEY=VALUE, or a size has no unit.
+    """
+    settings = {key: value for key, value in options.items() if value is not None and value != ()}
+    if "max_size_bytes" in settings:
+        settings["max_size_bytes"] = int(
+            parse_quantity(settings["max_size_bytes"], "size", where="--max-size")
+        )
+    if "scheme_options" in settings:
+        pairs = [text.partition("=") for text in settings["scheme_options"]]
+        for key, equals, value in pairs:
+            if not key or not equals or not value:
+                raise UsageError(
+                    "could not read an option",
+                    where="--scheme-option",
+                    value=repr(key + equals + value),
+                    expected="KEY=VALUE, e.g. l1=0.002",
+                )
+        settings["scheme_options"] = {key: value for key, _, value in pairs}
+    if "keep" in settings:
+        settings["keep"] = tuple(settings["keep"])
+    return settings

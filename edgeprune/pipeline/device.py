@@ -1,0 +1,142 @@
+"""The stages that need no torch: bench, gate, report."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from edgeprune.artifact import load_artifact
+from edgeprune.errors import MeasurementError, RunError
+from edgeprune.files import read_json, sha256_json, write_json, write_text
+from edgeprune.measurement import Measurement, bench, load_measurement
+from edgeprune.pipeline.context import Context
+from edgeprune.report import junit_xml, make_report, report_html, report_markdown
+from edgeprune.target import Target
+from edgeprune.verdict import Verdict, gate, verdicts_from_json, verdicts_to_json
+
+
+def identity_of_machine(context: Context) -> Any:
+    """How and where the target runs; its budgets do not change a measurement."""
+    return {
+        "runtime": runtime_hash(context.target),
+        "machine": platform.node(),
+        "onnxruntime": version("onnxruntime"),
+    }
+
+
+def identity_of_target(context: Context) -> Any:
+    """The whole target file."""
+    return context.target.sha256
+
+
+def identity_of_report(context: Context) -> Any:
+    """The target, and the facts of the stages before."""
+    run = context.run
+    stages = ("train", "score", "plan", "slim", "finetune", "export")
+    return [context.target.sha256, run.settings.to_json(), {name: run.facts(name) for name in stages}]
+
+
+def runtime_hash(target: Target) -> str:
+    """Hash of how a target runs a network."""
+    return sha256_json(asdict(target.runtime))
+
+
+def bench_both(context: Context) -> dict[str, Any]:
+    """Measure the slim network beside the dense one."""
+    run = context.run
+    measurement = bench(
+        load_artifact(run.file("slim.onnx")),
+        context.target,
+        baseline=load_artifact(run.file("dense.onnx")),
+        processes=run.settings.processes,
+        on_progress=context.listener.step,
+    )
+    write_json(run.file("measurement.json"), measurement.to_json())
+    return {"runtime": runtime_hash(context.target)}
+
+
+def gate_on(target: Target, measurement: Measurement) -> tuple[Verdict, ...]:
+    """Hold a measurement against the budgets of a target.
+
+    Raises:
+        MeasurementError: It was measured in another way than the target asks for.
+    """
+    wanted = asdict(target.runtime)
+    # A measurement in JSON holds lists where a target holds tuples.
+    other = sorted(
+        key for key in wanted if sha256_json(wanted[key]) != sha256_json(measurement.runtime.get(key))
+    )
+    if other:
+        raise MeasurementError(
+            "could not hold the measurement against the target",
+            where=", ".join(f"runtime.{key}" for key in other),
+            value=", ".join(repr(measurement.runtime.get(key)) for key in other),
+            expected=f"{', '.join(repr(wanted[key]) for key in other)}, as {target.path.name} asks",
+            hint=f"Measure with it: `edgeprune bench --target {target.path.stem} …`.",
+        )
+    return gate(target.budgets, measurement)
+
+
+def gate_measurement(context: Context) -> dict[str, Any]:
+    """Judge every budget of the target."""
+    run = context.run
+    verdicts = gate_on(context.target, load_measurement(run.file("measurement.json")))
+    write_json(run.file("verdicts.json"), verdicts_to_json(verdicts))
+    write_text(run.file("junit.xml"), junit_xml(verdicts, suite=context.target.name))
+    return {}
+
+
+def verdicts_of(context: Context) -> tuple[Verdict, ...]:
+    """The run's verdicts."""
+    return verdicts_from_json(read_json(context.run.file("verdicts.json"), RunError, "verdicts"))
+
+
+def story_of(context: Context) -> dict[str, object]:
+    """What happened on the way from the dense to the slim network, for the report."""
+    run = context.run
+    train, score, plan, slim = (run.facts(name) for name in ("train", "score", "plan", "slim"))
+    finetune = run.facts("finetune")
+    story: dict[str, object] = {"network": run.settings.model, "data": run.settings.data}
+    if score:
+        options = ", ".join(f"{key} {value}" for key, value in score["options"].items())
+        story["scheme"] = f"{score['scheme']} ({options})"
+        story["removable for free"] = f"{score['zero_units']} of {score['scored_units']} scored units"
+        for key, value in score["scheme_facts"].items():
+            if isinstance(value, (int, float, str)):
+                story[f"{score['scheme']}: {key.replace('_', ' ')}"] = value
+        if score["frozen"]:
+            story["frozen groups"] = "; ".join(
+                f"{name}: {reason}" for name, reason in score["frozen"].items()
+            )
+    if plan:
+        story["threshold on the scores"] = f"{plan['threshold']:.6g}"
+        story["widths are multiples of"] = plan["options"]["channel_multiple"]
+    for text, facts in (
+        ("dense", train),
+        ("after the scheme", score),
+        ("straight after slimming", slim),
+        ("after fine-tuning", finetune),
+    ):
+        if facts:
+            story[f"accuracy {text} (torch)"] = (
+                f"validation {facts['val_accuracy'] * 100:.2f} %, test {facts['test_accuracy'] * 100:.2f} %"
+            )
+    if slim:
+        story["test images that slimming classifies as before"] = f"{slim['same_predictions'] * 100:.2f} %"
+    return story
+
+
+def write_reports(context: Context) -> dict[str, Any]:
+    """Write report.md and report.html."""
+    run = context.run
+    report = make_report(
+        load_measurement(run.file("measurement.json")),
+        verdicts_of(context),
+        command=run.settings.command(str(run.path)),
+        extra=story_of(context),
+    )
+    write_text(run.file("report.md"), report_markdown(report))
+    write_text(run.file("report.html"), report_html(report))
+    return {}

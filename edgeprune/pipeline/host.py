@@ -1,0 +1,302 @@
+"""The stages that need torch: train, score, plan, slim, finetune, export."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune.data import Data, load_data
+from edgeprune.errors import ModelError, PlanError, RunError, UsageError
+from edgeprune.files import replacing, sha256_file, write_text
+from edgeprune.groups import ChannelGroup, find_groups
+from edgeprune.models import build, load_model, normalization_of, source_of
+from edgeprune.onnx_export import export
+from edgeprune.pipeline.context import Context
+from edgeprune.plan import Plan
+from edgeprune.schemes import SCHEMES, Scheme, make_scheme
+from edgeprune.selection import make_plan
+from edgeprune.surgery import load_slim, read_file, save_slim, slim, write_weights
+from edgeprune.training import evaluate, predict, train
+
+# --- what decides a stage's result besides settings and files -------------------------------------------
+
+
+def identity_of_data(context: Context) -> Any:
+    """Hash of images, labels and split."""
+    return context.data.identity
+
+
+def identity_of_dense(context: Context) -> Any:
+    """Initial weights, data, epochs, and the user's own code."""
+    settings = context.run.settings
+    weights = Path(settings.weights) if settings.weights else None
+    return {
+        "data": context.data.identity,
+        "weights": sha256_file(weights) if weights and weights.is_file() else None,
+        "epochs": settings.dense_epochs(),
+        "code": _code_of(settings.model),
+    }
+
+
+def identity_of_scoring(context: Context) -> Any:
+    """Data, and epochs of a scheme that trains."""
+    settings = context.run.settings
+    return {
+        "data": context.data.identity,
+        "epochs": settings.sparse_epochs(),
+        "code": _code_of(settings.model),
+    }
+
+
+def identity_of_plan(context: Context) -> Any:
+    """The channel multiple, which may come from the target."""
+    return channel_multiple(context)
+
+
+def identity_of_finetuning(context: Context) -> Any:
+    """Data and epochs."""
+    return {"data": context.data.identity, "epochs": context.run.settings.slim_epochs()}
+
+
+def _code_of(model: str) -> str | None:
+    """Hash of the file that a ``package.module:function`` model lives in."""
+    module, _, name = model.partition(":")
+    if not name or module in ("torchvision", "timm"):
+        return None
+    spec = importlib.util.find_spec(module)
+    return sha256_file(Path(spec.origin)) if spec and spec.origin and Path(spec.origin).is_file() else None
+
+
+# --- shared ------------------------------------------------------------------------------------------------
+
+
+def device_of(name: str) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        UsageError: ``cuda`` is asked for and there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(
+            "could not choose a device", where="--device", value=name, expected="auto, cpu or cuda"
+        )
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "could not choose a device", where="--device", value="cuda", expected="a GPU that torch can use"
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def data_of(context: Context) -> Data:
+    """Load the run's data as its network wants it normalised."""
+    settings = context.run.settings
+
+    def load(normalization: Any) -> Data:
+        return load_data(
+            settings.data, batch_size=settings.batch_size, seed=settings.seed, normalization=normalization,
+            download=context.download, image_size=settings.image_size,
+        )  # fmt: skip
+
+    data = load(None)
+    classes = settings.num_classes or len(data.classes)
+    if classes < len(data.classes):
+        raise UsageError(
+            "could not match network and data",
+            where="--num-classes",
+            value=classes,
+            expected=f"at least {len(data.classes)}, the classes of {settings.data}",
+        )
+    wanted = normalization_of(build({"name": settings.model, "num_classes": classes}))
+    return data if wanted == data.normalization else load(wanted)
+
+
+def channel_multiple(context: Context) -> int:
+    """What widths are a multiple of: as asked for, else as the target says."""
+    given = context.run.settings.channel_multiple
+    return context.target.channel_multiple if given is None else given
+
+
+def load_network(path: Path) -> nn.Module:
+    """A dense network from a run's file: built from its source, then filled.
+
+    Raises:
+        ModelError: The file is broken or its source builds something else.
+    """
+    about, state = read_file(path)
+    model = build(about["source"])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as reason:
+        raise ModelError(
+            "could not load the run's network",
+            where=str(path),
+            value=f"not what its source builds ({str(reason).splitlines()[0]})",
+            expected="the network as this run has written it",
+            hint="Delete the file and run again.",
+        ) from None
+    return model
+
+
+def save_network(model: nn.Module, path: Path) -> None:
+    """Write a dense network with its source."""
+    write_weights(model, path, {"source": source_of(model)})
+
+
+def accuracies(model: nn.Module, data: Data) -> dict[str, float]:
+    """Top-1 on the validation and the test split; the test split decides nothing."""
+    return {"val_accuracy": evaluate(model, data.val), "test_accuracy": evaluate(model, data.test)}
+
+
+def scheme_of(context: Context) -> Scheme:
+    """The run's scheme; epochs and seed come from the settings unless its options name them."""
+    settings = context.run.settings
+    options = dict(settings.scheme_options)
+    kind = SCHEMES.get(settings.scheme)
+    known = getattr(kind, "__dataclass_fields__", {})
+    if "seed" in known:
+        options.setdefault("seed", settings.seed)
+    if "epochs" in known:
+        options.setdefault("epochs", settings.sparse_epochs())
+    return make_scheme(settings.scheme, **options)
+
+
+# --- stages ------------------------------------------------------------------------------------------------
+
+
+def train_dense(context: Context) -> dict[str, Any]:
+    """Make the dense network: from weights, by training, or both."""
+    run, data = context.run, context.data
+    settings = run.settings
+    scheme_of(context)  # a wrong scheme or option should not wait for the end of a training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        classes = settings.num_classes or len(data.classes)
+        model = load_model(settings.model, num_classes=classes, weights=settings.weights)
+    model.to(context.device)
+    history = train(
+        model, data, epochs=settings.dense_epochs(), lr=settings.train_lr, seed=settings.seed,
+        checkpoint=run.file("train.checkpoint"), phase="train", on_progress=context.listener.training,
+    )  # fmt: skip
+    facts = {"history": history.to_json(), "source": source_of(model), **accuracies(model, data)}
+    save_network(model, run.file("dense.safetensors"))
+    return facts
+
+
+def groups_of(context: Context, model: nn.Module) -> tuple[ChannelGroup, ...]:
+    """Channel groups of the run's network."""
+    return find_groups(model, context.data.example.to(context.device))
+
+
+def score(context: Context) -> dict[str, Any]:
+    """Score the channels; a scheme that trains makes the network sparse on the way."""
+    run, data = context.run, context.data
+    scheme = scheme_of(context)
+    model = load_network(run.file("dense.safetensors")).to(context.device)
+    groups = groups_of(context, model)
+    scores = scheme.fit(
+        model, groups, data, checkpoint=run.file("score.checkpoint"), on_progress=context.listener.training
+    )
+    facts = {
+        "scheme": scheme.name,
+        "options": dict(vars(scheme)),
+        "scheme_facts": scores.facts,
+        "zero_units": int(sum(int((score == 0).sum()) for score in scores.values())),
+        "scored_units": int(sum(score.numel() for score in scores.values())),
+        "groups": len(groups),
+        "frozen": {group.name: group.frozen_because for group in groups if group.frozen_because},
+        **accuracies(model, data),
+    }
+    save_network(model, run.file("sparse.safetensors"))
+    with replacing(run.file("scores.npz")) as temporary, temporary.open("wb") as file:
+        arrays: dict[str, Any] = {name: score.numpy() for name, score in scores.items()}
+        np.savez(file, **arrays)
+    return facts
+
+
+def plan(context: Context) -> dict[str, Any]:
+    """Choose the kept channels so that the budgets are met."""
+    run, settings = context.run, context.run.settings
+    model = load_network(run.file("sparse.safetensors"))
+    with np.load(run.file("scores.npz")) as stored:
+        scores = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    chosen = make_plan(
+        model, find_groups(model, context.data.example), scores, context.data.example,
+        max_macs_ratio=settings.max_macs_ratio, max_params_ratio=settings.max_params_ratio,
+        max_size_bytes=settings.max_size_bytes, channel_multiple=channel_multiple(context),
+        min_channels=settings.min_channels, keep=settings.keep,
+        constants=settings.constants,  # type: ignore[arg-type]
+    )  # fmt: skip
+    write_text(run.file("plan.json"), chosen.to_json() + "\n")
+    return chosen.facts
+
+
+def read_plan(context: Context) -> Plan:
+    """The run's plan."""
+    path = context.run.file("plan.json")
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, PlanError) as reason:
+        raise RunError("could not read the run's plan", where=str(path), value=f"broken ({reason})") from None
+
+
+def slim_down(context: Context) -> dict[str, Any]:
+    """Cut the network, and say how its predictions on the test split compare with the uncut one's."""
+    run, data = context.run, context.data
+    chosen = read_plan(context)
+    sparse = load_network(run.file("sparse.safetensors"))
+    small = slim(sparse, chosen, example=data.example)
+    before, after = (predict(model.to(context.device), data.test).cpu() for model in (sparse, small))
+    facts = {"same_predictions": float((before == after).float().mean()), **accuracies(small, data)}
+    save_slim(small.cpu(), chosen, run.file("pruned.safetensors"))
+    return facts
+
+
+def finetune(context: Context) -> dict[str, Any]:
+    """Train the slim network on, if asked for with the dense one as teacher; the best on validation stays."""
+    run, data, settings = context.run, context.data, context.run.settings
+    small = load_slim(run.file("pruned.safetensors")).to(context.device)
+    teacher = load_network(run.file("dense.safetensors")).to(context.device) if settings.distill else None
+    history = train(
+        small, data, epochs=settings.slim_epochs(), lr=settings.finetune_lr, teacher=teacher,
+        seed=settings.seed, checkpoint=run.file("finetune.checkpoint"), phase="finetune",
+        on_progress=context.listener.training,
+    )  # fmt: skip
+    facts = {"history": history.to_json(), **accuracies(small, data)}
+    save_slim(small, read_plan(context), run.file("slim.safetensors"))
+    return facts
+
+
+def export_both(context: Context) -> dict[str, Any]:
+    """Write the dense and the slim ONNX file, each checked against torch."""
+    run, data, settings = context.run, context.data, context.run.settings
+    score_facts = run.facts("score")
+    facts = {}
+    for name in ("dense", "slim"):
+        weights = run.file(f"{name}.safetensors")
+        provenance: dict[str, Any] = {
+            "role": name,
+            "source": run.facts("train").get("source"),
+            "weights_sha256": sha256_file(weights),
+        }
+        if name == "slim":
+            provenance["plan_sha256"] = sha256_file(run.file("plan.json"))
+            provenance["scheme"] = {key: score_facts.get(key) for key in ("scheme", "options")}
+        artifact = export(
+            load_network(weights) if name == "dense" else load_slim(weights),
+            data.example, run.file(f"{name}.onnx"), data=data, dynamic_batch=settings.dynamic_batch,
+            opset=settings.opset, tolerance=settings.tolerance, provenance=provenance,
+        )  # fmt: skip
+        facts[name] = {
+            "sha256": artifact.sha256,
+            "size_bytes": artifact.size_bytes,
+            "macs": artifact.macs,
+            "params": artifact.params,
+            "parity_error": artifact.parity_error,
+            "accuracy": artifact.accuracy,
+        }
+    return facts

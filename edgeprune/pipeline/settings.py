@@ -1,0 +1,139 @@
+"""What a run is made with: one flat record, kept in ``run.json``."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from edgeprune.errors import UsageError
+
+DENSE_EPOCHS = 30
+SPARSE_EPOCHS = 30
+FINETUNE_EPOCHS = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run produces. ``None`` means: the default that its text states.
+
+    Attributes:
+        model: Network, see ``edgeprune.load_model``.
+        data: Data set, see ``edgeprune.load_data``.
+        num_classes: Outputs; None: as many as the data has classes.
+        weights: State dict of the dense network; None: it is trained from scratch.
+        batch_size: Images per batch.
+        image_size: Height and width for ``imagefolder`` data.
+        seed: Of splits, order, augmentation, initial weights and schemes.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"`` or ``"cuda"``.
+        epochs: For each training that has no number of its own.
+        train_epochs: Of dense training; None: 0 with weights, else ``epochs`` or 30.
+        train_lr: Its learning rate.
+        scheme: Pruning scheme, a key of ``SCHEMES``.
+        scheme_options: Its hyper-parameters, by name.
+        prune_epochs: Epochs of a scheme that trains; None: ``epochs`` or 30.
+        max_macs_ratio: Multiply-adds, slim / dense.
+        max_params_ratio: Parameters, slim / dense.
+        max_size_bytes: Size of the ONNX file.
+        channel_multiple: Widths are multiples of this; None: as the target says.
+        min_channels: At least this many units of a group stay.
+        keep: Groups to keep whole.
+        constants: See ``edgeprune.make_plan``.
+        finetune_epochs: None: ``epochs`` or 10.
+        finetune_lr: Its learning rate.
+        distill: Fine-tune towards the dense network's outputs too.
+        opset: ONNX opset.
+        dynamic_batch: Leave the batch size of the ONNX files open.
+        tolerance: Largest relative difference between ONNX and torch.
+        target: Target file, a name or a path.
+        processes: Fresh processes of the latency measurement.
+    """
+
+    model: str
+    data: str = "digits"
+    num_classes: int | None = None
+    weights: str | None = None
+    batch_size: int = 128
+    image_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    epochs: int | None = None
+    train_epochs: int | None = None
+    train_lr: float = 0.1
+    scheme: str = "proximal-ns"
+    scheme_options: dict[str, Any] = field(default_factory=dict)
+    prune_epochs: int | None = None
+    max_macs_ratio: float | None = None
+    max_params_ratio: float | None = None
+    max_size_bytes: int | None = None
+    channel_multiple: int | None = None
+    min_channels: int = 1
+    keep: tuple[str, ...] = ()
+    constants: str = "auto"
+    finetune_epochs: int | None = None
+    finetune_lr: float = 0.01
+    distill: bool = True
+    opset: int = 18
+    dynamic_batch: bool = False
+    tolerance: float = 1e-4
+    target: str = "local-cpu"
+    processes: int = 10
+
+    def dense_epochs(self) -> int:
+        """Epochs of dense training."""
+        if self.train_epochs is not None:
+            return self.train_epochs
+        return 0 if self.weights else (DENSE_EPOCHS if self.epochs is None else self.epochs)
+
+    def sparse_epochs(self) -> int:
+        """Epochs of a scheme that trains."""
+        given = self.epochs if self.prune_epochs is None else self.prune_epochs
+        return SPARSE_EPOCHS if given is None else given
+
+    def slim_epochs(self) -> int:
+        """Epochs of fine-tuning."""
+        given = self.epochs if self.finetune_epochs is None else self.finetune_epochs
+        return FINETUNE_EPOCHS if given is None else given
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able dictionary."""
+        return {**asdict(self), "keep": list(self.keep)}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Settings:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            UsageError: A key is unknown or the model is missing.
+        """
+        known = {item.name for item in fields(Settings)}
+        unknown = sorted(set(value) - known)
+        if unknown or "model" not in value:
+            raise UsageError(
+                "could not read the run's settings",
+                where="a key" if unknown else "model",
+                value=", ".join(unknown) or "missing",
+                expected=f"the keys {', '.join(sorted(known))}",
+                hint="The run was made by another version: use a new folder.",
+            )
+        return Settings(**{**value, "keep": tuple(value.get("keep", ()))})
+
+    def command(self, out: str) -> str:
+        """The command line that makes this run."""
+        words = ["edgeprune", "run"]
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "scheme_options":
+                words += [
+                    word for key, text in value.items() for word in ("--scheme-option", f"{key}={text}")
+                ]
+            elif item.name == "keep":
+                words += [word for name in value for word in ("--keep", name)]
+            elif item.name == "max_size_bytes":
+                words += ["--max-size", f"{value} B"] if value is not None else []
+            elif isinstance(value, bool):
+                flag = item.name.replace("_", "-")
+                words += [] if value == item.default else [f"--{flag}" if value else f"--no-{flag}"]
+            elif value is not None and value != item.default:
+                words += [f"--{item.name.replace('_', '-')}", str(value)]
+        return shlex.join([*words, "--out", out])

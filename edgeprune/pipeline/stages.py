@@ -1,0 +1,152 @@
+"""The stages of a run, one row each, and running them."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from edgeprune import __version__
+from edgeprune.errors import RunError
+from edgeprune.files import sha256_file, sha256_json
+from edgeprune.pipeline.folder import Listener, RunFolder, is_run_folder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the pipeline.
+
+    Attributes:
+        name: Of the stage.
+        command: The command that runs it.
+        reads: Files of the run folder.
+        writes: Files of the run folder.
+        settings: Settings that decide what it writes.
+        work: ``module:function``; called with the run's context, gives the stage's facts. Imported only when
+            it runs, so that the stages of the device side work without torch.
+        also_reads: ``module:function`` that gives whatever else decides the result (hashes of data, files).
+    """
+
+    name: str
+    command: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    settings: tuple[str, ...]
+    work: str
+    also_reads: str
+
+
+HOST = "edgeprune.pipeline.host"
+DEVICE = "edgeprune.pipeline.device"
+DATA = ("data", "batch_size", "image_size", "seed", "device")
+PLAN = ("max_macs_ratio", "max_params_ratio", "max_size_bytes", "min_channels", "keep", "constants")
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "train", "train", (), ("dense.safetensors",),
+        ("model", "num_classes", *DATA, "train_lr"), f"{HOST}:train_dense", f"{HOST}:identity_of_dense",
+    ),
+    Stage(
+        "score", "prune", ("dense.safetensors",), ("scores.npz", "sparse.safetensors"),
+        ("scheme", "scheme_options", *DATA), f"{HOST}:score", f"{HOST}:identity_of_scoring",
+    ),
+    Stage(
+        "plan", "prune", ("scores.npz", "sparse.safetensors"), ("plan.json",),
+        ("seed", *PLAN), f"{HOST}:plan", f"{HOST}:identity_of_plan",
+    ),
+    Stage(
+        "slim", "prune", ("plan.json", "sparse.safetensors"), ("pruned.safetensors",),
+        DATA, f"{HOST}:slim_down", f"{HOST}:identity_of_data",
+    ),
+    Stage(
+        "finetune", "finetune", ("pruned.safetensors", "dense.safetensors"), ("slim.safetensors",),
+        (*DATA, "finetune_lr", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
+    ),
+    Stage(
+        "export", "export", ("dense.safetensors", "slim.safetensors", "plan.json"),
+        ("dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json"),
+        ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_both", f"{HOST}:identity_of_data",
+    ),
+    Stage(
+        "bench", "bench",
+        ("dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json"), ("measurement.json",),
+        ("processes",), f"{DEVICE}:bench_both", f"{DEVICE}:identity_of_machine",
+    ),
+    Stage(
+        "gate", "gate", ("measurement.json",), ("verdicts.json", "junit.xml"),
+        (), f"{DEVICE}:gate_measurement", f"{DEVICE}:identity_of_target",
+    ),
+    Stage(
+        "report", "report", ("measurement.json", "verdicts.json"), ("report.md", "report.html"),
+        (), f"{DEVICE}:write_reports", f"{DEVICE}:identity_of_report",
+    ),
+)  # fmt: skip
+
+COMMANDS: tuple[str, ...] = tuple(dict.fromkeys(stage.command for stage in STAGES))
+
+
+def run_stages(context: Any, commands: Iterable[str]) -> None:
+    """Run all stages of the given commands in order, skipping those whose inputs have not changed.
+
+    Args:
+        context: The run (``edgeprune.pipeline.context.Context``).
+        commands: Among ``COMMANDS``.
+
+    Raises:
+        RunError: A file that a stage reads is not there.
+        EdgepruneError: Whatever a stage raises; the stages before it are kept.
+    """
+    wanted = set(commands)
+    run: RunFolder = context.run
+    listener: Listener = context.listener
+    with run.locked():
+        if not is_run_folder(run.path):
+            run.save()
+        if wanted - {"train", "finetune", "export"}:
+            _ = context.target  # a wrong target should not wait for the end of a training
+        for stage in STAGES:
+            if stage.command not in wanted:
+                continue
+            inputs = inputs_of(context, stage)
+            if run.is_current(stage.name, inputs, stage.writes):
+                listener.stage(stage.name, "skipped")
+                continue
+            listener.stage(stage.name, "begin")
+            started = time.monotonic()
+            facts = function(stage.work)(context)
+            run.record(stage.name, inputs, stage.writes, facts)
+            for leftover in run.path.glob(f"{stage.name}*.checkpoint"):
+                leftover.unlink()
+            listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
+
+
+def inputs_of(context: Any, stage: Stage) -> str:
+    """Hash of all that decides what a stage writes."""
+    run: RunFolder = context.run
+    settings = run.settings.to_json()
+    missing = [name for name in stage.reads if not run.file(name).is_file()]
+    if missing:
+        maker = next(other for other in STAGES if missing[0] in other.writes)
+        raise RunError(
+            f"could not {stage.command}",
+            where=str(run.file(missing[0])),
+            value="not there",
+            expected=f"the result of `edgeprune {maker.command}`",
+            hint=f"Run `edgeprune {maker.command} --out {run.path}` first.",
+        )
+    return sha256_json(
+        {
+            "version": __version__,
+            "settings": {key: settings[key] for key in stage.settings},
+            "files": {name: sha256_file(run.file(name)) for name in stage.reads},
+            "also": function(stage.also_reads)(context),
+        }
+    )
+
+
+def function(place: str) -> Callable[[Any], Any]:
+    """Import ``module:function``."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]

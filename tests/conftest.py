@@ -1,0 +1,61 @@
+"""What the tests of the command line and of the pipeline share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = '''
+"""A network that trains in a second."""
+
+from torch import nn
+
+
+def net(num_classes: int = 10) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=4, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
+    )
+'''
+
+TARGET = """
+name = "test"
+channel_multiple = 1
+[runtime]
+provider = "CPUExecutionProvider"
+[budgets]
+max_macs_ratio = 0.75
+max_size = "1 MB"
+"""
+
+RUN = [
+    "--model", "tiny:net", "--data", "digits", "--epochs", "2", "--max-macs-ratio", "0.7",
+    "--target", "test.toml", "--processes", "2",
+    "--scheme-option", "l1=0.05", "--scheme-option", "beta=5", "--scheme-option", "lr=0.05",
+]  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder with a tiny network and a target."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "test.toml").write_text(TARGET)
+    return tmp_path
+
+
+def edgeprune(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgeprune", *words],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )

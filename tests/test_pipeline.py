@@ -1,0 +1,179 @@
+"""The pipeline: files, skipping, and what is left after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgeprune.errors import RunError, UsageError
+from edgeprune.files import TEMPORARY
+from edgeprune.pipeline import COMMANDS, STAGES, Settings
+from edgeprune.pipeline.folder import RunFolder, is_run_folder, new_run, open_run
+from tests.conftest import RUN, edgeprune
+
+HASHED = (
+    "dense.safetensors", "scores.npz", "sparse.safetensors", "plan.json", "pruned.safetensors",
+    "slim.safetensors",
+    "dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json",
+)  # fmt: skip
+
+ONE_PER_STAGE = (
+    "train:epoch", "score:epoch", "plan:writing", "slim:record", "finetune:writing", "export:writing",
+    "bench:record", "gate:writing", "report:record",
+)  # fmt: skip
+MANY = tuple(
+    f"{stage.name}:{when}"
+    for stage in STAGES
+    for when in ("begin", "epoch", "writing", "record")
+    if when != "epoch" or stage.name in ("train", "score", "finetune")
+)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in HASHED}
+
+
+def kill_at(moments: tuple[str, ...], workplace: Path) -> str:
+    driver = Path(__file__).with_name("kill_driver.py")
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(workplace)])
+    done = subprocess.run(
+        [sys.executable, str(driver), "killed", *moments],
+        cwd=workplace,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "moments", [ONE_PER_STAGE, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_a_run_that_is_killed_at_every_stage_ends_with_the_same_files(
+    workplace: Path, moments: tuple[str, ...]
+) -> None:
+    whole = edgeprune("run", *RUN, "--out", "whole", cwd=workplace)
+    assert whole.returncode == 0, whole.stderr
+    out = kill_at(moments, workplace)
+    # Each process really died at its moment: a driver that kills nobody would prove nothing.
+    assert out.splitlines() == [f"{moment} signal 9" for moment in moments]
+    last = edgeprune("run", *RUN, "--out", "killed", cwd=workplace)
+    assert last.returncode == 0, last.stderr
+    assert hashes(workplace / "killed") == hashes(workplace / "whole")
+    left = [path.name for path in (workplace / "killed").iterdir()]
+    assert not [name for name in left if name.startswith(TEMPORARY) or name.endswith(".checkpoint")]
+    assert sorted(left) == sorted(path.name for path in (workplace / "whole").iterdir())
+
+    again = edgeprune("run", *RUN, "--out", "killed", cwd=workplace)
+    assert again.stderr.count("skipped") == len(STAGES)
+    # A stage runs again if what it wrote was changed, and so do those after it if the result differs.
+    (workplace / "killed" / "slim.onnx").write_bytes(b"broken")
+    mended = edgeprune("run", *RUN, "--out", "killed", cwd=workplace)
+    assert "export    done" in mended.stderr
+    assert hashes(workplace / "killed") == hashes(workplace / "whole")
+
+
+def test_stages_alone_take_their_settings_from_the_folder(workplace: Path) -> None:
+    first = edgeprune("train", *RUN[:6], "--out", "run", cwd=workplace)
+    assert first.returncode == 0, first.stderr
+    early = edgeprune("export", "--out", "run", cwd=workplace)
+    assert early.returncode == 2
+    assert "edgeprune finetune --out run" in early.stderr.replace("\n", " ")
+    pruned = edgeprune(
+        "prune", "--scheme", "magnitude", "--max-params-ratio", "0.6", "--target", "test.toml",
+        "--out", "run", "--json",
+        cwd=workplace,
+    )  # fmt: skip
+    facts = json.loads(pruned.stdout)["stages"]
+    assert facts["plan"]["slim_params"] <= 0.6 * facts["plan"]["dense_params"]
+    assert edgeprune("finetune", "--epochs", "1", "--out", "run", cwd=workplace).returncode == 0
+    exported = edgeprune("export", "--dynamic-batch", "--out", "run", cwd=workplace)
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads((workplace / "run" / "slim.onnx.json").read_text())["input_shape"][0] == -1
+
+
+def test_settings_make_the_command_that_makes_them() -> None:
+    settings = Settings(
+        "resnet20", data="cifar10:some where", keep=("layer1.*",), scheme_options={"l1": 0.1}, distill=False,
+        max_size_bytes=300_000, dynamic_batch=True,
+    )  # fmt: skip
+    command = settings.command("runs/x")
+    for part in (
+        "--data 'cifar10:some where'",
+        "--keep 'layer1.*'",
+        "--scheme-option l1=0.1",
+        "--no-distill",
+        "--max-size '300000 B'",
+        "--dynamic-batch",
+        "--out runs/x",
+    ):
+        assert part in command
+    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    with pytest.raises(UsageError, match="settings: a key is speed, expected the keys batch_size"):
+        Settings.from_json({"model": "resnet20", "speed": 1})
+    with pytest.raises(UsageError, match="model is missing"):
+        Settings.from_json({})
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        (Settings("m"), (30, 30, 10)),
+        (Settings("m", epochs=2), (2, 2, 2)),
+        (Settings("m", epochs=2, weights="w"), (0, 2, 2)),
+        (Settings("m", epochs=2, weights="w", train_epochs=1, prune_epochs=0, finetune_epochs=3), (1, 0, 3)),
+    ],
+)
+def test_epochs(settings: Settings, epochs: tuple[int, int, int]) -> None:
+    assert (settings.dense_epochs(), settings.sparse_epochs(), settings.slim_epochs()) == epochs
+
+
+def test_every_stage_reads_what_an_earlier_one_writes() -> None:
+    written: set[str] = set()
+    names = set(Settings("m").to_json())
+    for stage in STAGES:
+        assert set(stage.reads) <= written
+        assert set(stage.settings) <= names
+        written |= set(stage.writes)
+    assert COMMANDS == ("train", "prune", "finetune", "export", "bench", "gate", "report")
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="a folder with other files"):
+        new_run(tmp_path, Settings("resnet20"))
+    with pytest.raises(RunError, match="not a run folder"):
+        open_run(tmp_path)
+    with pytest.raises(RunError, match="is a file, expected a folder"):
+        new_run(tmp_path / "thesis.txt", Settings("resnet20"))
+
+
+def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", Settings("resnet20"))
+    run.save()
+    assert is_run_folder(run.path)
+    assert open_run(run.path).settings == run.settings
+    (run.path / "run.json").write_text('{"format": 99}')
+    with pytest.raises(RunError, match="of another format, expected format 1"):
+        open_run(run.path)
+    (run.path / "run.json").write_text('{"format": ')
+    with pytest.raises(RunError, match="not JSON"):
+        open_run(run.path)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, Settings("resnet20"))
+    with run.locked(), pytest.raises(RunError, match="in use by another edgeprune process"), run.locked():
+        pass
+    with replace(run).locked():  # the lock is gone with its holder
+        assert (tmp_path / ".lock").exists()

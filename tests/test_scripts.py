@@ -1,0 +1,165 @@
+"""The scripts, in a folder with a space and with a Python that only writes down what it is asked to do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What `python -c` and `python -` are asked (versions, stamps) is answered by the real one.
+FAKE_PYTHON = """#!/usr/bin/env bash
+echo "$PWD|$*" >>"$CALLS"
+if [[ "$1 $2" == "-m venv" ]]; then
+    mkdir -p "${@: -1}/bin"
+    cp "$0" "${@: -1}/bin/python"
+elif [[ "$1" == "-c" || "$1" == "-" ]]; then
+    exec "$REAL_PYTHON" "$@"
+elif [[ "$*" == *"$FAIL_ON"* ]]; then
+    exit 1
+fi
+"""
+
+
+class Sandbox:
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a repository"
+        self.root.mkdir()
+        for name in ("scripts", ".ci"):
+            shutil.copytree(ROOT / name, self.root / name)
+        (self.root / "pyproject.toml").write_text("[project]\n")
+        self.python = folder / "fake python"
+        self.python.write_text(FAKE_PYTHON)
+        self.python.chmod(0o755)
+        self.calls = folder / "calls"
+
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        for tool in ("bash", "cat", "cp", "dirname", "mkdir"):
+            (self.bin / tool).symlink_to(str(shutil.which(tool)))
+
+    def run(
+        self, script: str, *arguments: str, fail_on: str = "never", python: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        self.calls.write_text("")
+        environment = {
+            **os.environ,
+            "CALLS": str(self.calls),
+            "REAL_PYTHON": sys.executable,
+            "FAIL_ON": fail_on,
+            "PYTHON": python or str(self.python),
+            "PATH": str(self.bin),
+        }
+        return subprocess.run(
+            [self.root / script, *arguments],
+            env=environment,
+            cwd=self.root.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def asked(self) -> list[str]:
+        """What Python was asked to run as a module or a file, all of it in the repository's root."""
+        calls = [line.partition("|") for line in self.calls.read_text().splitlines()]
+        asked = [what for _, _, what in calls if not what.startswith(("-c", "- ", "-V")) and what != "-"]
+        assert {where for where, _, what in calls if what in asked} <= {str(self.root)}
+        return asked
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
+
+
+INSTALL = [
+    "-m venv --clear .venv",
+    "-m pip install --quiet --disable-pip-version-check --upgrade pip>=25.1",
+    "-m pip install --quiet --disable-pip-version-check --editable .[train] --group dev",
+]
+
+
+def test_installs_once_for_all_scripts(sandbox: Sandbox) -> None:
+    assert sandbox.run("scripts/test").returncode == 0
+    assert sandbox.asked() == [*INSTALL, "-m pytest"]
+    assert sandbox.run("scripts/check").returncode == 0
+    assert not set(sandbox.asked()) & set(INSTALL)
+    assert sandbox.run("scripts/demo").returncode == 0
+    assert not set(sandbox.asked()) & set(INSTALL)
+
+
+def test_installs_again_when_the_requirements_change(sandbox: Sandbox) -> None:
+    sandbox.run("scripts/test")
+    (sandbox.root / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    sandbox.run("scripts/test")
+    assert sandbox.asked()[:3] == INSTALL
+
+
+def test_installs_again_after_a_failure(sandbox: Sandbox) -> None:
+    assert sandbox.run("scripts/test", fail_on="--editable").returncode != 0
+    assert "-m pytest" not in sandbox.asked()
+    assert sandbox.run("scripts/test").returncode == 0
+    assert sandbox.asked()[:3] == INSTALL
+
+
+def test_arguments_reach_pytest(sandbox: Sandbox) -> None:
+    sandbox.run("scripts/test", "-k", "one or two", "tests/test_x.py")
+    assert sandbox.asked()[-1] == "-m pytest -k one or two tests/test_x.py"
+
+
+@pytest.mark.parametrize(
+    ("tools", "marks"),
+    [
+        ([], "not gpu and not browser"),
+        (["nvidia-smi"], "not browser"),
+        (["chromium"], "not gpu"),
+        (["nvidia-smi", "google-chrome"], ""),
+    ],
+)
+def test_all_adds_what_this_machine_can_run(tools: list[str], marks: str, sandbox: Sandbox) -> None:
+    for tool in tools:
+        (sandbox.bin / tool).touch(0o755)
+    result = sandbox.run("scripts/test", "--all", "-x")
+    assert sandbox.asked()[-1] == f"-m pytest -m {marks} -x"
+    assert ("tests marked gpu are left out" in result.stderr) == ("gpu" in marks)
+    assert ("tests marked browser are left out" in result.stderr) == ("browser" in marks)
+
+
+def test_check_runs_everything_and_fails_if_one_does(sandbox: Sandbox) -> None:
+    checks = ["-m ruff format --check --quiet .", "-m ruff check --quiet .", "-m mypy", "scripts/in_step.py"]
+    right = sandbox.run("scripts/check")
+    assert (right.returncode, right.stdout.splitlines()[-1]) == (0, "All checks passed.")
+    assert sandbox.asked()[3:] == checks
+    for check in checks:
+        assert sandbox.run("scripts/check", fail_on=check).returncode == 1
+        assert sandbox.asked() == checks
+
+
+def test_demo_passes_options_and_exit_code_on(sandbox: Sandbox) -> None:
+    assert sandbox.run("scripts/demo", "--epochs", "1", fail_on="edgeprune run").returncode == 1
+    assert sandbox.asked()[-1].startswith("-m edgeprune run --model resnet20 --data digits ")
+    assert sandbox.asked()[-1].endswith(f" --out {sandbox.root}/runs/demo --epochs 1")
+    assert sandbox.run("scripts/demo").returncode == 0
+
+
+@pytest.mark.parametrize("failing", ["never", "mypy", "pytest"])
+def test_ci_runs_checks_and_tests(failing: str, sandbox: Sandbox) -> None:
+    assert sandbox.run(".ci/run", fail_on=failing).returncode == (failing != "never")
+    assert sandbox.asked()[-1] == "-m pytest"
+
+
+@pytest.mark.parametrize("script", ["scripts/test", "scripts/check", "scripts/demo", ".ci/run"])
+def test_an_old_or_absent_python_is_named(script: str, sandbox: Sandbox, tmp_path: Path) -> None:
+    absent = sandbox.run(script, python="python2.2")
+    assert absent.returncode == 2
+    assert "edgeprune needs Python 3.11 or newer, and there is no 'python2.2'." in absent.stderr
+    old = tmp_path / "old"
+    old.write_text('#!/usr/bin/env bash\nif [[ "$1" == -V ]]; then echo Python 3.10.4; else exit 1; fi\n')
+    old.chmod(0o755)
+    found = sandbox.run(script, python=str(old))
+    assert found.returncode == 2
+    assert f"edgeprune needs Python 3.11 or newer, and '{old}' is Python 3.10.4." in found.stderr
+    assert sandbox.asked() == []
