@@ -250,3 +250,24 @@ def test_only_the_command_line_prints() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         printing = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
         assert not printing, path
+
+
+def test_a_missing_host_package_is_one_clear_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("edgeprune.cli.stages.go", missing)
+    code, _, err = run(capsys, "train", "--model", "resnet20")
+    assert code == 2
+    assert 'torch is missing. Install them with `pip install "edgeprune[train]"`' in err
+
+    def ours(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'edgeprune.tpyo'", name="edgeprune.tpyo")
+
+    monkeypatch.setattr("edgeprune.cli.stages.go", ours)
+    with pytest.raises(ModuleNotFoundError, match="tpyo"):  # a bug of ours is not dressed up
+        main(["train", "--model", "resnet20"])

@@ -14,6 +14,7 @@ from edgeprune.cli.stages import bench, export, finetune, gate, prune, report, r
 from edgeprune.errors import EdgepruneError
 
 INTERRUPTED = 130
+HOST_PACKAGES = {"torch", "torchvision", "onnx", "onnxscript", "onnxsim", "safetensors", "scipy", "sklearn"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -48,6 +49,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         context = getattr(error, "ctx", None)
         hint = f" Try `{context.command_path} --help`." if context is not None else ""
         _fail(f"{error.format_message().rstrip('.')}.{hint}", EdgepruneError.exit_code, as_json)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in HOST_PACKAGES:
+            raise
+        hint = 'Install them with `pip install "edgeprune[train]"`.'
+        _fail(f"this command needs the packages of the host side: {error.name} is missing. {hint}", 2, as_json)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted. Run the same command again to go on.", INTERRUPTED, as_json)
     except OSError as error:

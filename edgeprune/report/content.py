@@ -219,25 +219,25 @@ def _comparison(measurement: Measurement) -> Table:
 def _accuracies(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
     """A row for each split; the last column is the difference in percentage points."""
     rows = []
-    for split, text in (("val", "validation"), ("test", "test")):
+    for split in ("val", "test"):
         values = [network.artifact.accuracy.get(split) for network in networks]
         if any(value is not None for value in values):
             first, last = values[0], values[-1]
             known = first is not None and last is not None
             change = format_quantity(last - first, "drop", signed=True) if known else NONE  # type: ignore[operator]
             cells = [format_measured(value, "fraction") for value in values]
-            rows.append((f"top-1 accuracy on the {text} split", *cells, change))
+            rows.append((f"{split} accuracy", *cells, change))
     return rows
 
 
 def _memory_phases(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
-    phases = {"load_peak_bytes": "peak while loading", "loaded_bytes": "held once loaded"}
-    phases["run_peak_bytes"] = "peak while running"
+    phases = {"load_peak_bytes": "loading", "loaded_bytes": "loaded"}
+    phases["run_peak_bytes"] = "running"
     rows = []
     for key, text in phases.items():
         values = [network.memory.get(key) for network in networks]
         if None not in values:
-            rows.append((f"memory: {text}", *(format_measured(value, "size") for value in values), NONE))
+            rows.append((f"memory {text}", *(format_measured(value, "size") for value in values), NONE))
     return rows
 
 

@@ -33,8 +33,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 def comparison_table(report: Report) -> Table:
     """Dense against slim, or the one network alone."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for column in report.comparison.header:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(report.comparison.header):
+        table.add_column(column, overflow="fold", no_wrap=number > 0)
     for row in report.comparison.rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
