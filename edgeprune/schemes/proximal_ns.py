@@ -161,7 +161,7 @@ class ProximalNS:
                 gamma.masked_fill_(zero, 0.0)
         facts["val_accuracy_after_closing"] = evaluate(model, data.val)
         if self.debias_epochs:
-            facts["debias"] = self._debias(model, data, gammas, closed, checkpoint, on_progress)
+            facts["debias"] = self._debias(model, data, gammas, closed, on_progress)
         kept = proximal.xi if self.criterion == "xi" else gammas
         twins = {id(gamma): twin for gamma, twin in zip(gammas, kept, strict=True)}
         strength = {key: twins.get(id(value), value) for key, value in parameters_by_key(model).items()}
@@ -173,7 +173,6 @@ class ProximalNS:
         data: Data,
         gammas: Sequence[Tensor],
         closed: Sequence[Tensor],
-        checkpoint: Path | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> dict[str, Any]:
         """Train on with the zeros kept: without the pull of xi, what is left finds its size again."""
@@ -184,7 +183,6 @@ class ProximalNS:
             with torch.no_grad():
                 torch._foreach_mul_(list(gammas), leave)
 
-        own = checkpoint.with_name(checkpoint.name + ".debias") if checkpoint is not None else None
         history = train(
             model,
             data,
@@ -194,12 +192,9 @@ class ProximalNS:
             weight_decay=self.weight_decay,
             seed=self.seed + 1,
             after_step=keep_closed,
-            checkpoint=own,
-            phase="debias",
+            phase="debias",  # short: after a restart it is done again from the checkpoint before it
             on_progress=on_progress,
         )
-        if own is not None:
-            own.unlink(missing_ok=True)
         return history.to_json()
 
 

@@ -1,54 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgeprune.data import Data, Normalization
+from edgeprune.data import Data
 from edgeprune.groups import ChannelGroup, Member
-
-
-@dataclass
-class TensorLoader:
-    images: Tensor
-    labels: Tensor
-    shuffle: bool = False
-    epoch: int = 0
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.arange(self.samples)
-        if self.shuffle:
-            order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(self.epoch))
-        for rows in order.split(16):
-            yield self.images[rows], self.labels[rows]
-
-    def __len__(self) -> int:
-        return -(-self.samples // 16)
-
-    @property
-    def samples(self) -> int:
-        return len(self.images)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-
-class Forbidden:
-    """A split that must not be read."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        raise AssertionError("the test split was read")
-
-
-def blobs(samples: int, seed: int, *, shuffle: bool = False) -> TensorLoader:
-    """Three classes, each a fixed pattern in noise."""
-    patterns = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(99))
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (samples,), generator=draw)
-    return TensorLoader(patterns[labels] + torch.randn(samples, 3, 8, 8, generator=draw), labels, shuffle)
+from tests.training.fakes import make_data
 
 
 def make_net(seed: int = 0) -> nn.Sequential:
@@ -107,18 +67,7 @@ def make_groups() -> tuple[ChannelGroup, ...]:
 
 @pytest.fixture
 def data() -> Data:
-    train = blobs(72, 1, shuffle=True)
-    return Data(
-        name="blobs",
-        train=train,
-        val=blobs(40, 2),
-        test=Forbidden(),  # type: ignore[arg-type]
-        calib=train,
-        example=train.images[:1],
-        classes=("a", "b", "c"),
-        normalization=Normalization(),
-        identity="blobs-1",
-    )
+    return make_data(contrast=1.0)
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import make_data, make_net
+from tests.training.fakes import make_data, make_net
 from edgeprune.training import train
 steps = 0
 def after_step(lr):
@@ -150,9 +150,9 @@ train(make_net(), make_data(), epochs=4, checkpoint=Path(sys.argv[2]), after_ste
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_kill_9_leaves_a_whole_checkpoint_that_goes_on_to_the_same_bits(net, data, tmp_path):
     path = tmp_path / "checkpoint.pt"
-    here = str(Path(__file__).parent)
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run([sys.executable, "-c", KILLED, here, str(path)], check=False, env=environment)
+    done = subprocess.run([sys.executable, "-c", KILLED, root, str(path)], check=False, env=environment)
     assert done.returncode == -signal.SIGKILL
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     resumed, whole = net(), net()
