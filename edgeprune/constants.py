@@ -105,10 +105,12 @@ class Need:
     Attributes:
         carrier: A padded convolution reads it: one constant channel has to stay.
         biases: Layers without a bias that have to get one.
+        carries: It could be the channel that stays.
     """
 
     carrier: bool
     biases: frozenset[str]
+    carries: bool
 
 
 def find_constants(
@@ -128,11 +130,18 @@ def find_constants(
     units = {group.name: zero_units(group, tensors) for group in groups}
     groups = [group for group in groups if units[group.name]]
     keys = {member.tensor for group in groups for member in group.members if member.role == "in"}
-    reading = read_inputs(doubled(model), keys, batches) if keys else Reading({})
+    if not keys:
+        return {}
+    work = doubled(model)
+    reading = read_inputs(work, keys, batches)
+    copies = tensors_of(work)
+    for group in groups:
+        _raise(copies, group.members, units[group.name])
+    raised = read_inputs(work, keys, batches)
     layers = dict(model.named_modules())
     found: dict[str, dict[int, Need]] = {}
     for group in groups:
-        needs = {unit: _need(group, unit, reading, layers, tensors) for unit in units[group.name]}
+        needs = {unit: _need(group, unit, reading, raised, layers, tensors) for unit in units[group.name]}
         found[group.name] = {unit: need for unit, need in needs.items() if need is not None}
     return found
 
@@ -149,10 +158,15 @@ def zero_units(group: ChannelGroup, tensors: dict[str, Tensor]) -> tuple[int, ..
 
 
 def _need(
-    group: ChannelGroup, unit: int, reading: Reading, layers: dict[str, nn.Module], tensors: dict[str, Tensor]
+    group: ChannelGroup,
+    unit: int,
+    reading: Reading,
+    raised: Reading,
+    layers: dict[str, nn.Module],
+    tensors: dict[str, Tensor],
 ) -> Need | None:
     """What it takes to keep what a unit contributes; None: it is no constant, or there is no place for it."""
-    carrier, biases = False, set()
+    carrier, carries, biases = False, True, set()
     for member in group.members:
         if member.role != "in" or not member.indices[unit]:
             continue
@@ -163,6 +177,10 @@ def _need(
         low, high = reading.lowest[key][channels], reading.highest[key][channels]
         if not _constant(low, high):
             return None
+        if member.padded:
+            columns = len(reading.highest[key]) // convolution_groups(member, tensors[key], reading)
+            heard = {channel // columns for channel in channels if raised.highest[key][channel] != 0}
+            carries &= heard == {channel // columns for channel in channels}
         if not bool(high.any()):
             continue
         if member.padded:
@@ -174,7 +192,7 @@ def _need(
             if not isinstance(layers.get(layer), TAKES_BIAS):
                 return None
             biases.add(layer)
-    return Need(carrier, frozenset(biases))
+    return Need(carrier, frozenset(biases), carries)
 
 
 def _constant(low: Tensor, high: Tensor) -> bool:
@@ -184,6 +202,13 @@ def _constant(low: Tensor, high: Tensor) -> bool:
 def channels_of(member: Member, unit: int, channels: int, length: int) -> list[int]:
     """Input channels of a consumer that a unit occupies; a grouped convolution's column is one per group."""
     return [first + position for first in range(0, channels, length) for position in member.indices[unit]]
+
+
+def convolution_groups(member: Member, weight: Tensor, reading: Reading) -> int:
+    """Groups of the convolution that has this weight; 1 for a linear layer."""
+    if member.axis == 0:  # transposed: (C_in, C_out / groups, ...)
+        return reading.out_channels[member.tensor] // weight.shape[1]
+    return len(reading.highest[member.tensor]) // weight.shape[1]
 
 
 def fold_constants(work: nn.Module, reference: nn.Module, plan: Plan, batches: list[Inputs]) -> None:
@@ -205,7 +230,7 @@ def fold_constants(work: nn.Module, reference: nn.Module, plan: Plan, batches: l
     before = read_inputs(reference, keys, batches)
     tensors = {key: tensor.detach() for key, tensor in tensors_of(work).items()}
     for group in groups:
-        _raise_carrier(tensors, group)
+        _raise(tensors, group.members, () if group.carrier is None else (group.carrier,))
     after = read_inputs(work, keys, batches)
     for group in groups:
         for member in group.members:
@@ -213,17 +238,16 @@ def fold_constants(work: nn.Module, reference: nn.Module, plan: Plan, batches: l
                 _fold_into(tensors, group, member, before, after)
 
 
-def _raise_carrier(tensors: dict[str, Tensor], group: PlannedGroup) -> None:
-    """Let the carrier's norms emit 1 (gamma 0, beta 1), so that its column is well scaled."""
-    if group.carrier is None:
-        return
-    norms = [member for member in group.members if member.norm]
+@torch.no_grad()
+def _raise(tensors: dict[str, Tensor], members: Iterable[Member], units: Iterable[int]) -> None:
+    """Let the norms of units emit 1 (gamma 0, beta 1), so that a carrier's column is well scaled."""
+    norms = [member for member in members if member.norm]
     gammas = {m.tensor.rpartition(".")[0]: tensors[m.tensor] for m in norms if m.norm == "weight"}
     for member in norms:
-        positions = list(member.indices[group.carrier])
         gamma = gammas.get(member.tensor.rpartition(".")[0])
-        if member.norm == "bias" and gamma is not None and not bool(gamma[positions].any()):
-            tensors[member.tensor][positions] = 1.0
+        if member.norm == "bias" and gamma is not None:
+            places = [place for unit in units for place in member.indices[unit] if gamma[place] == 0]
+            tensors[member.tensor][places] = 1.0
 
 
 def _values(reading: Reading, member: Member, group: PlannedGroup, channels: list[int]) -> Tensor:
@@ -252,10 +276,9 @@ def _fold_into(
     value[taken] = _values(before, member, group, taken)
     flat = weight.reshape(*weight.shape[:2], -1).clone(memory_format=torch.contiguous_format)
     # (groups of the convolution, columns, rows, taps), as a view of `flat`.
-    if member.axis == 0:  # transposed: (groups * columns, rows, taps)
-        blocks = flat.view(before.out_channels[key] // weight.shape[1], -1, *flat.shape[1:])
-    else:  # (groups * rows, columns, taps)
-        blocks = flat.view(channels // length, -1, *flat.shape[1:]).transpose(1, 2)
+    blocks = flat.view(convolution_groups(member, weight, before), -1, *flat.shape[1:])
+    if member.axis == 1:  # a transposed convolution's weight has the columns first
+        blocks = blocks.transpose(1, 2)
     summed = torch.einsum("gc,gcrt->grt", value.view(len(blocks), -1), blocks)
     places = [divmod(channel, blocks.shape[1]) for channel in carriers]
     for place in places:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgeprune.cutting import converted, duplicate, first_line
+from edgeprune.cutting import duplicate, first_line
 from edgeprune.errors import ModelError
 
 
@@ -62,7 +62,7 @@ def count_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> int:
 
 def shell_of(model: nn.Module) -> nn.Module:
     """A copy without storage, in evaluation mode: its tensors are on the meta device."""
-    return converted(duplicate(model), torch.device("meta")).eval()
+    return duplicate(model, lambda tensor: tensor.to("meta")).eval()
 
 
 def count_macs_meta(shell: nn.Module, example: Tensor | tuple[Tensor, ...]) -> int:
@@ -74,7 +74,7 @@ def count_macs_meta(shell: nn.Module, example: Tensor | tuple[Tensor, ...]) -> i
     counter = FlopCounterMode(display=False)
     inputs = tuple(torch.empty_like(tensor, device="meta") for tensor in as_inputs(example))
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), torch.device("meta"), counter:
             shell(*inputs)
     except Exception as reason:
         raise ModelError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -99,18 +99,29 @@ def tell_sizes(module: nn.Module) -> None:
         module.num_parameters = module.weight.numel()
 
 
-def duplicate(model: nn.Module, *, share_tensors: bool = False) -> nn.Module:
-    """A deep copy.
+def duplicate(model: nn.Module, change: Callable[[Tensor], Tensor] = torch.clone) -> nn.Module:
+    """A deep copy with other tensors; what is tied stays tied.
 
     Args:
-        model: Network.
-        share_tensors: Copy the modules only: the copy holds the very tensors of ``model``. ``assign`` and
-            ``cut`` put other tensors in their place and leave those of ``model`` as they are.
+        model: Network; it is not changed.
+        change: From the data of a tensor of ``model`` to that of the copy's. With the identity the copy
+            shares all tensors: ``assign`` and ``cut`` put others in their place.
 
     Raises:
         ModelError: Python can not copy it.
     """
-    memo = {id(tensor): tensor for tensor in tensors_of(model).values()} if share_tensors else {}
+    # With the tensors that modules hold as plain attributes.
+    held = [value for module in model.modules() for value in vars(module).values()]
+    tensors = [*tensors_of(model).values(), *(value for value in held if isinstance(value, Tensor))]
+    memo: dict[int, Tensor] = {}
+    for tensor in tensors:
+        if id(tensor) not in memo:
+            new = change(tensor.detach())
+            memo[id(tensor)] = (
+                nn.Parameter(new, requires_grad=tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else new
+            )
     try:
         return copy.deepcopy(model, memo)
     except Exception as reason:
@@ -118,24 +129,21 @@ def duplicate(model: nn.Module, *, share_tensors: bool = False) -> nn.Module:
             "could not copy the network",
             where="copy.deepcopy",
             value=f"refused ({first_line(reason)})",
-            expected="modules and tensors that can be copied",
+            expected="modules that can be copied",
         ) from reason
+
+
+def shared(model: nn.Module) -> nn.Module:
+    """A copy of the modules that holds the tensors of ``model``."""
+    return duplicate(model, lambda tensor: tensor)
 
 
 def doubled(model: nn.Module) -> nn.Module:
     """A copy in float64 and evaluation mode: the arithmetic of the oracle."""
-    return converted(duplicate(model), torch.float64).eval()
-
-
-def converted(model: nn.Module, target: torch.dtype | torch.device) -> nn.Module:
-    """Move a network in place, with the tensors that it holds as plain attributes."""
-    model.to(target)
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                floating = value.is_floating_point() or isinstance(target, torch.device)
-                setattr(module, name, value.to(target) if floating else value)
-    return model
+    return duplicate(
+        model,
+        lambda tensor: tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True),
+    ).eval()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -208,9 +216,10 @@ def disagreement(ours: list[Tensor], theirs: list[Tensor]) -> float:
             a, b = a.double(), b.double()
         scale = float(b.abs().max()) if b.numel() else 0.0
         gap = float((a - b).abs().max()) if b.numel() else 0.0
-        # `not <=` instead of `>`: a NaN on either side is a disagreement.
+        # `not <=` instead of `>`: a NaN on either side is a disagreement, and so is an infinity.
         if not gap <= 0:
-            worst = max(worst, gap / scale) if scale > 0 and gap == gap else float("inf")
+            share = gap / scale if 0 < scale < float("inf") else float("inf")
+            worst = max(worst, share) if share == share else float("inf")
     return worst
 
 

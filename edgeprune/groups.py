@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from edgeprune.cost import as_inputs
 from edgeprune.cutting import (
@@ -20,6 +21,7 @@ from edgeprune.cutting import (
     first_line,
     outputs_of,
     random_inputs,
+    shared,
     tensors_of,
     zeroed,
 )
@@ -32,6 +34,9 @@ TOLERANCE = 1e-10
 
 ATTEMPTS = 4
 """How often groups are cut, each time in another way, before they count as right."""
+
+TRIAL_TOLERANCE = 1e-7
+"""As ``TOLERANCE``, for the random weights of a trial, which may amplify rounding; ``slim`` checks again."""
 
 
 @dataclass(frozen=True)
@@ -239,11 +244,12 @@ class Trial:
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], *, in_training: bool) -> None:
         self.model = doubled(model)
         for key, tensor in tensors_of(self.model).items():
-            statistic = key.rpartition(".")[2] in ("running_mean", "running_var")
-            if tensor.is_floating_point() and (statistic or isinstance(tensor, nn.Parameter)):
+            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
                 randomise(tensor.detach(), key)
         self.lengths = {key: tensor.shape for key, tensor in tensors_of(self.model).items()}
         self.inputs = random_inputs([(x.shape, x.dtype) for x in inputs], device_of(model), seed=0)
+        norms = [module for module in self.model.modules() if isinstance(module, _NormBase)]
+        hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
         try:
             outputs_of(self.model, self.inputs)
         except Exception as reason:
@@ -253,32 +259,39 @@ class Trial:
                 value=f"failing ({first_line(reason)})",
                 expected="one that follows the dtype of its weights and input",
             ) from reason
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.trains = in_training and self._fault_in_training(self.model) is None
 
     def failing(self, groups: tuple[ChannelGroup, ...], nodes: dict[str, list[str]]) -> dict[str, str]:
         """Names of the groups that can not be cut as they are, with the reason.
 
-        All groups are tried at once; only if that fails, one after the other.
+        All groups are tried at once; only if that fails, half of them, and so on.
 
         Args:
             groups: All groups.
-            nodes: Per group the nodes with policies that touch it.
+            nodes: Per group the nodes with policies that touch it: these are under suspicion.
         """
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
         if self._fault(groups) is None:
             return {}
-        plain = tuple(group for group in groups if not nodes[group.name])
-        good = plain if self._fault(plain) is None else ()
-        failed = {}
-        for group in groups:
-            if group in good:
-                continue
-            fault = self._fault((*good, group))
-            if fault is None:
-                good = (*good, group)
-            else:
-                failed[group.name] = fault
-        return failed
+        good, failed = self._sift((), tuple(group for group in groups if not nodes[group.name]))
+        return failed | self._sift(good, tuple(group for group in groups if nodes[group.name]))[1]
+
+    def _sift(
+        self, good: tuple[ChannelGroup, ...], groups: tuple[ChannelGroup, ...]
+    ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+        """The groups that can be cut beside the good ones, with these; and those that can not."""
+        fault = self._fault((*good, *groups)) if groups else None
+        if fault is None:
+            return (*good, *groups), {}
+        if len(groups) == 1:
+            return good, {groups[0].name: fault}
+        half = len(groups) // 2
+        good, first = self._sift(good, groups[:half])
+        good, second = self._sift(good, groups[half:])
+        return good, first | second
 
     def _fault(self, groups: tuple[ChannelGroup, ...]) -> str | None:
         """What goes wrong when units of each of these groups are cut, or None."""
@@ -304,7 +317,7 @@ class Trial:
             self.model, {key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()}
         ):
             theirs = outputs_of(self.model, self.inputs)
-        slim = duplicate(self.model, share_tensors=True)
+        slim = shared(self.model)
         cut(slim, {key: mask.nonzero()[:, 0] for key, mask in kept.items()})
         try:
             with warnings.catch_warnings():
@@ -312,7 +325,7 @@ class Trial:
                 error = disagreement(outputs_of(slim, self.inputs), theirs)
         except Exception as reason:  # the forward pass is the user's: it may raise anything
             return first_line(reason)
-        if not error <= TOLERANCE:
+        if not error <= TRIAL_TOLERANCE:
             return f"the outputs change by {error:.1e}"
         return self._fault_in_training(slim) if self.trains else None
 
@@ -327,6 +340,14 @@ class Trial:
         except Exception as reason:  # as above
             return f"training mode: {first_line(reason)}"
         return None
+
+
+def settle(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Give a norm statistics that suit its input: without them deep networks overflow or saturate."""
+    if isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor):
+        channels = args[0].detach().transpose(0, 1).flatten(1)
+        norm.running_mean.copy_(channels.mean(1) / 2)
+        norm.running_var.copy_(channels.square().mean(1) + 0.1)
 
 
 def randomise(tensor: Tensor, key: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgeprune.constants import Need, find_constants
 from edgeprune.cost import as_inputs, count_macs_meta, count_params, shell_of
-from edgeprune.cutting import duplicate, tensors_of
+from edgeprune.cutting import shared, tensors_of
 from edgeprune.errors import PlanError
 from edgeprune.groups import ChannelGroup
 from edgeprune.onnx_export import export
@@ -151,8 +151,7 @@ class Chooser:
         if options.constants != "off":
             batches = oracle_inputs(dense, Plan((), self.inputs, {}), example)
             self.constant = find_constants(dense, self.free, batches)
-        if options.constants == "fold":
-            self._forbid_carriers()
+        self._forbid_carriers()
         self.ranked = {
             name: sorted(range(len(values)), key=lambda unit: (-values[unit], unit))
             for name, values in self.values.items()
@@ -191,8 +190,10 @@ class Chooser:
                 )
 
     def _forbid_carriers(self) -> None:
-        """What needs a carrier counts as any other unit, and as not removable for free."""
+        """What needs a carrier, where there is none, counts as any other unit: not removable for free."""
         for name, needs in self.constant.items():
+            if self.options.constants != "fold" and any(need.carries for need in needs.values()):
+                continue
             for unit in [unit for unit, need in needs.items() if need.carrier]:
                 del needs[unit]
                 self.values[name][unit] = max(self.values[name][unit], torch.finfo(torch.float32).tiny)
@@ -207,12 +208,13 @@ class Chooser:
         ranked, values = self.ranked[group.name], self.values[group.name]
         needs = self.constant.get(group.name, {})
         needy = {unit for unit, need in needs.items() if need.carrier}
+        able = {unit for unit, need in needs.items() if need.carries}
         wanted = sum(value > threshold for value in values)
         keep = set(ranked[: self._rounded(group, wanted)])
         carrier = None
         if needy - keep:
             # A constant unit that stays anyway can carry the others; else one more has to stay.
-            carrier = min(needy & keep, default=min(needy))
+            carrier = min(next(units for units in (able & keep, able & needy, able) if units))
             if carrier not in keep:
                 others = [unit for unit in ranked if unit != carrier]
                 keep = {carrier, *others[: self._rounded(group, wanted + 1) - 1]}
@@ -236,7 +238,7 @@ class Chooser:
     def cost(self, threshold: float) -> Cost:
         """Cost of the slim network, counted on a copy without storage."""
         if threshold not in self._costs:
-            shell = duplicate(self.shell, share_tensors=True)
+            shell = shared(self.shell)
             slim_structure(shell, self.plan(threshold))
             self._costs[threshold] = Cost(count_macs_meta(shell, self.example), count_params(shell))
         return self._costs[threshold]
@@ -286,20 +288,21 @@ class Chooser:
             return size_of[threshold]
 
         best = self.thresholds[-1]
-        least = self.cost(best).params
-        if exported(best) > max_size_bytes:
-            raise self._unreached("max_size_bytes", max_size_bytes, str(exported(best)))
+        smallest, least = exported(best), self.cost(best).params
+        if smallest > max_size_bytes:
+            raise self._unreached("max_size_bytes", max_size_bytes, str(smallest))
         # The file is the weights and a little else: predict, export, correct, until the choice stands.
-        overhead = exported(best) - 4 * least
+        bytes_per_param = 4.0
         for _ in range(SIZE_PROBES):
-            most = max(least, (max_size_bytes - overhead) / 4)
+            most = least + (max_size_bytes - smallest) / bytes_per_param
             threshold = self.threshold([*limits, Limit("params", most, lambda cost: cost.params)])
             known = threshold in size_of
             if exported(threshold) <= max_size_bytes:
                 best = min(best, threshold)
-                if known:
-                    break
-            overhead = exported(threshold) - 4 * self.cost(threshold).params
+            more = self.cost(threshold).params - least
+            if known or not more:
+                break
+            bytes_per_param = max(1.0, (exported(threshold) - smallest) / more)
         return self.finished(best, limits, size_bytes=exported(best))
 
     def finished(self, threshold: float, limits: list[Limit], **facts: Any) -> Plan:

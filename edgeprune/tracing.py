@@ -111,7 +111,7 @@ class Trace:
         if value is not None:
             return value
         shape = node.meta["val"].shape
-        return Flow(torch.full((1,), FIXED).expand(shape), torch.full((1,), VARIES).expand(shape))
+        return Flow(torch.full((), FIXED).expand(shape), torch.full((), VARIES).expand(shape))
 
 
 def is_in_place(node: Node) -> bool:

@@ -263,7 +263,7 @@ def test_a_missing_host_package_is_one_clear_error(
     monkeypatch.setattr("edgeprune.cli.stages.go", missing)
     code, _, err = run(capsys, "train", "--model", "resnet20")
     assert code == 2
-    assert 'torch is missing. Install them with `pip install "edgeprune[train]"`' in err
+    assert 'no torch. Install what is missing with `pip install "edgeprune[train]"`' in err
 
     def ours(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'edgeprune.tpyo'", name="edgeprune.tpyo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_a_network_that_insists_on_float32() -> None:
 
 def test_a_network_that_cannot_be_copied() -> None:
     net = nn.Conv2d(3, 4, 3)
-    net.derived = net.weight * 2  # a tensor with a history
+    net.lock = threading.Lock()
     with pytest.raises(ModelError, match=r"could not copy the network: copy.deepcopy is refused"):
         find_groups(net, torch.zeros(IMAGE))
 

@@ -84,7 +84,7 @@ INSTALL = [
 
 def test_installs_once_for_all_scripts(sandbox: Sandbox) -> None:
     assert sandbox.run("scripts/test").returncode == 0
-    assert sandbox.asked() == [*INSTALL, "-m pytest"]
+    assert sandbox.asked() == [*INSTALL, "-m pytest -n auto --dist worksteal"]
     assert sandbox.run("scripts/check").returncode == 0
     assert not set(sandbox.asked()) & set(INSTALL)
     assert sandbox.run("scripts/demo").returncode == 0
@@ -100,14 +100,14 @@ def test_installs_again_when_the_requirements_change(sandbox: Sandbox) -> None:
 
 def test_installs_again_after_a_failure(sandbox: Sandbox) -> None:
     assert sandbox.run("scripts/test", fail_on="--editable").returncode != 0
-    assert "-m pytest" not in sandbox.asked()
+    assert "-m pytest -n auto --dist worksteal" not in sandbox.asked()
     assert sandbox.run("scripts/test").returncode == 0
     assert sandbox.asked()[:3] == INSTALL
 
 
 def test_arguments_reach_pytest(sandbox: Sandbox) -> None:
     sandbox.run("scripts/test", "-k", "one or two", "tests/test_x.py")
-    assert sandbox.asked()[-1] == "-m pytest -k one or two tests/test_x.py"
+    assert sandbox.asked()[-1] == "-m pytest -n auto --dist worksteal -k one or two tests/test_x.py"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_all_adds_what_this_machine_can_run(tools: list[str], marks: str, sandbo
     for tool in tools:
         (sandbox.bin / tool).touch(0o755)
     result = sandbox.run("scripts/test", "--all", "-x")
-    assert sandbox.asked()[-1] == f"-m pytest -m {marks} -x"
+    assert sandbox.asked()[-1] == f"-m pytest -n auto --dist worksteal -m {marks} -x"
     assert ("tests marked gpu are left out" in result.stderr) == ("gpu" in marks)
     assert ("tests marked browser are left out" in result.stderr) == ("browser" in marks)
 
@@ -148,7 +148,7 @@ def test_demo_passes_options_and_exit_code_on(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("failing", ["never", "mypy", "pytest"])
 def test_ci_runs_checks_and_tests(failing: str, sandbox: Sandbox) -> None:
     assert sandbox.run(".ci/run", fail_on=failing).returncode == (failing != "never")
-    assert sandbox.asked()[-1] == "-m pytest"
+    assert sandbox.asked()[-1] == "-m pytest -n auto --dist worksteal"
 
 
 @pytest.mark.parametrize("script", ["scripts/test", "scripts/check", "scripts/demo", ".ci/run"])

@@ -52,8 +52,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in HOST_PACKAGES:
             raise
-        hint = 'Install them with `pip install "edgeprune[train]"`.'
-        _fail(f"this command needs the packages of the host side: {error.name} is missing. {hint}", 2, as_json)
+        hint = 'Install what is missing with `pip install "edgeprune[train]"`.'
+        _fail(
+            f"this command needs the host side's packages, and there is no {error.name}. {hint}", 2, as_json
+        )
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted. Run the same command again to go on.", INTERRUPTED, as_json)
     except OSError as error:

@@ -46,16 +46,16 @@ RULES: dict[str, Rule] = {
     **rows(
         unary,
         "relu relu6 hardtanh sigmoid hardsigmoid hardswish silu gelu tanh leaky_relu elu selu celu "
-        "softplus mish softsign logsigmoid log_sigmoid hardshrink softshrink tanhshrink threshold rrelu "
-        "dropout feature_dropout alpha_dropout feature_alpha_dropout abs neg exp expm1 log log1p sqrt "
-        "rsqrt sin cos erf reciprocal square floor ceil round sign logical_not clone contiguous detach "
-        "alias to _to_copy type_as lift_fresh_copy nan_to_num positive",
+        "softplus mish log_sigmoid hardshrink softshrink threshold rrelu dropout feature_dropout "
+        "alpha_dropout feature_alpha_dropout abs neg exp expm1 log log1p sqrt rsqrt sin cos erf "
+        "reciprocal square floor ceil round sign logical_not clone contiguous detach alias to _to_copy "
+        "type_as lift_fresh_copy nan_to_num positive",
     ),
     **rows(
         combine,
         "add sub rsub mul div maximum minimum where pow atan2 eq ne lt le gt ge addcmul addcdiv lerp fmod "
-        "remainder clamp clamp_min clamp_max logical_and logical_or bitwise_and bitwise_or masked_fill "
-        "true_divide floor_divide",
+        "remainder clamp clamp_min clamp_max logical_and logical_or bitwise_and bitwise_or __and__ __or__ "
+        "masked_fill true_divide floor_divide",
     ),
     **rows(
         reduction,

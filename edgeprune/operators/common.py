@@ -64,7 +64,7 @@ def as_flow(ledger: Ledger, value: Flow | Parameter | Tensor) -> Flow:
 def fixed(shape: Iterable[int], constant: int = VARIES) -> Flow:
     """A flow without units."""
     shape = tuple(shape)
-    return Flow(torch.full((1,), FIXED).expand(shape), torch.full((1,), constant).expand(shape))
+    return Flow(torch.full((), FIXED).expand(shape), torch.full((), constant).expand(shape))
 
 
 def per_channel(ledger: Ledger, node: Node, flow: Flow, axis: int) -> tuple[Tensor, Tensor]:

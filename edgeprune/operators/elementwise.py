@@ -64,15 +64,15 @@ def combine(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, A
         if any(tensor.shape[axis - offset] > 1 for axis in axes if axis >= offset):
             for _, unit, _ in spread:
                 ledger.freeze(unit, because(node, "combines it with a tensor of hard-coded size"))
-    unit = torch.full((1,), FREE).expand(shape)
-    constant = torch.full((1,), VARIES if fixed_size else ALWAYS).expand(shape)
+    unit = torch.full((), FREE).expand(shape)
+    constant = torch.full((), VARIES if fixed_size else ALWAYS).expand(shape)
     for flow, labels, constants in spread:
         constant = ledger.join_constants(constant, constants)
         offset = len(shape) - flow.unit.dim()
         broadcast = [axis for axis in axes if axis < offset or flow.unit.shape[axis - offset] == 1]
         if any(shape[axis] > 1 for axis in broadcast):
             ledger.freeze(labels, because(node, "spreads this channel over others"))
-            constant = torch.full((1,), VARIES).expand(shape)  # over space its values may differ
+            constant = torch.full((), VARIES).expand(shape)  # over space its values may differ
             continue
         ledger.tie(unit, labels, because(node, "adds or multiplies a fixed channel"))
         unit = highest(unit, labels)
@@ -101,7 +101,7 @@ def reduction(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str,
             ledger.tie_along(x.unit, axis, because(node, "reduces over channels"))
     shape = result_shape(node)
     if shape == x.unit.shape:
-        flow = Flow(x.unit, torch.full((1,), VARIES).expand(shape))
+        flow = Flow(x.unit, torch.full((), VARIES).expand(shape))
     else:
         unit, constant = x.unit, x.constant
         for axis in axes:
@@ -122,8 +122,9 @@ def pool(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, Any]
     unit, constant = per_channel(ledger, node, x, axis)
     if operator_name(node).startswith("avg_pool"):
         padding = args[3] if len(args) > 3 else kwargs.get("padding", 0)
-        if any(tree_leaves(padding)):
-            constant = torch.full_like(constant, VARIES)  # the border may average zeros in
+        counted = args[5] if len(args) > 5 else kwargs.get("count_include_pad", True)
+        if any(tree_leaves(padding)) and counted:
+            constant = torch.full_like(constant, VARIES)  # the border averages zeros in
     flow = from_channels(unit, constant, shape, axis)
     value = node.meta["val"]
     return [flow] * len(value) if isinstance(value, (tuple, list)) else flow

@@ -137,4 +137,4 @@ def mixing_norm(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[st
     vectors = [value for value in args[2:] if isinstance(value, Parameter)]
     if mixed or vectors:
         ledger.freeze(x.unit, because(node, "computes statistics over channels"))
-    return Flow(x.unit, torch.full((1,), VARIES).expand(x.unit.shape))
+    return Flow(x.unit, torch.full((), VARIES).expand(x.unit.shape))

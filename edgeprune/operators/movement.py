@@ -127,8 +127,9 @@ def taking(ledger: Ledger, flow: Flow, axis: int, taken: Tensor, reason: str) ->
     """Policies for taking positions: as one of several equal pieces; counted from the start; from the end."""
     length, part = flow.unit.shape[axis], len(taken)
 
-    def tie() -> None:
-        ledger.tie_along(flow.unit.unflatten(axis, (length // part, part)), axis, reason)  # type: ignore[no-untyped-call]
+    def tie(*sizes: int) -> None:
+        short = axis if sizes[0] * part == length else axis + 1
+        ledger.tie_along(flow.unit.unflatten(axis, sizes), short, reason)  # type: ignore[no-untyped-call]
 
     def freeze(first: int, end: int) -> None:
         ledger.freeze(flow.unit.narrow(axis, first, end - first), reason)
@@ -136,7 +137,10 @@ def taking(ledger: Ledger, flow: Flow, axis: int, taken: Tensor, reason: str) ->
     if not part:
         return [partial(freeze, 0, length)]
     first, end = int(taken.min()), int(taken.max()) + 1
-    policies: list[Callable[[], None]] = [tie] if part < length and length % part == 0 else []
+    policies: list[Callable[[], None]] = []
+    if 1 < part < length and length % part == 0:
+        strided = int(taken[1] - taken[0]) == length // part
+        policies.append(partial(tie, part, length // part) if strided else partial(tie, length // part, part))
     # What reaches to the other end of the axis may become shorter there.
     policies.append(partial(freeze, 0, end if end < length else first))
     policies.append(partial(freeze, first if first else end, length))
@@ -147,7 +151,7 @@ def like(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
     """zeros_like ...: a constant that has the width of its model, channel by channel."""
     del node, kwargs
     x = as_flow(ledger, args[0])
-    return Flow(x.unit, torch.full((1,), ALWAYS).expand(x.unit.shape))
+    return Flow(x.unit, torch.full((), ALWAYS).expand(x.unit.shape))
 
 
 def made(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -162,7 +166,7 @@ def join(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
     moved = move(ledger, node, [pieces, *args[1:]], kwargs)
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % moved.unit.dim()
     if not varies(moved.unit, axis):  # one channel is made of several pieces: each may hold another constant
-        return Flow(moved.unit, torch.full((1,), VARIES).expand(moved.unit.shape))
+        return Flow(moved.unit, torch.full((), VARIES).expand(moved.unit.shape))
     return moved
 
 
@@ -206,4 +210,4 @@ def glu(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
     x, axis = as_flow(ledger, args[0]), args[1] if len(args) > 1 else kwargs.get("dim", -1)
     first, second = x.unit.chunk(2, axis)
     ledger.tie(first, second, because(node, "gates a fixed channel"))
-    return Flow(first, torch.full((1,), VARIES).expand(first.shape))
+    return Flow(first, torch.full((), VARIES).expand(first.shape))
