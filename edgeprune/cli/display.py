@@ -25,11 +25,12 @@ class Display:
         if self.console.is_terminal:
             self.bars = Progress(
                 TextColumn("  {task.description}"),
-                BarColumn(bar_width=18),
+                BarColumn(bar_width=None),
                 TextColumn("{task.fields[detail]}"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,
+                expand=True,
             )
             self.bars.start()
         return self
@@ -52,9 +53,11 @@ class Display:
     def training(self, progress: Any) -> None:
         """A training goes on."""
         share = (progress.epoch - 1) * progress.steps + progress.step
-        parts = [f"{progress.images_per_s:.0f} img/s", f"loss {progress.loss:.3f}"]
-        if progress.objective is not None:
-            parts.append(f"obj {progress.objective:.3f}")
+        # The objective holds the loss: one of the two fits into 80 columns.
+        name, value = (
+            ("obj", progress.objective) if progress.objective is not None else ("loss", progress.loss)
+        )
+        parts = [f"{progress.images_per_s:.0f} img/s", f"{name} {value:.3f}"]
         if progress.sparsity is not None:
             parts.append(f"zeros {progress.sparsity * 100:.0f} %")
         if progress.val_accuracy is not None:
