@@ -250,8 +250,8 @@ class Chooser:
             PlanError: No threshold does.
         """
         low, high = 0, len(self.thresholds) - 1
-        least = self.cost(self.thresholds[high])
         for limit in limits:
+            least = self.cost(self.thresholds[high])
             if not limit.met(least):
                 raise self._unreached(limit.name, limit.most, round_up(limit.measure(least)))
         while low < high:

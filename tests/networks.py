@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.groups import ChannelGroup, find_groups
 from edgeprune.plan import Plan
+from edgeprune.selection import make_plan
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,14 @@ def half_scores(groups: tuple[ChannelGroup, ...], seed: int = 0) -> dict[str, Te
         group.name: (torch.randperm(group.size, generator=generator) >= group.size // 2).float()
         for group in free_groups(groups)
     }
+
+
+@functools.cache
+def half_plan(name: str, seed: int = 0) -> Plan:
+    """Half of every group that can be cut goes, for a network of the table."""
+    model, inputs = built(name)
+    groups = groups_of(name)
+    return make_plan(model, groups, half_scores(groups, seed), inputs, constants="off")
 
 
 def zeroed_consumers(model: nn.Module, groups: tuple[ChannelGroup, ...], plan: Plan) -> nn.Module:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 
 from edgeprune.cost import count_macs, count_params
-from edgeprune.groups import TOLERANCE, find_groups
+from edgeprune.groups import TOLERANCE, ChannelGroup, find_groups
 from edgeprune.models import load_model
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
@@ -39,13 +40,19 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "size", "free", "frozen"), KNOWN)
-def test_half_width(name: str, size: int, free: int, frozen: int) -> None:
+@functools.lru_cache(maxsize=4)
+def known(name: str, size: int) -> tuple[nn.Module, torch.Tensor, tuple[ChannelGroup, ...]]:
+    """A network with norms that are not the identity, an example, and its groups."""
     torch.manual_seed(0)
     model = load_model(name)
     randomise(model)
     example = torch.randn(1, 3, size, size)
-    groups = find_groups(model, example)
+    return model, example, find_groups(model, example)
+
+
+@pytest.mark.parametrize(("name", "size", "free", "frozen"), KNOWN)
+def test_half_width(name: str, size: int, free: int, frozen: int) -> None:
+    model, example, groups = known(name, size)
     inner = [
         group for group in groups if group.frozen_because and group.frozen_because != "reaches the output"
     ]
@@ -63,16 +70,13 @@ def test_half_width(name: str, size: int, free: int, frozen: int) -> None:
 @pytest.mark.parametrize("name", ["resnet20", "vgg16", "densenet40", "mobilenet-v2"])
 def test_closed_channels_go_without_a_change(name: str) -> None:
     """As after proximal network slimming: many gammas are 0, and the function stays to the last digit."""
-    torch.manual_seed(0)
-    model = load_model(name)
-    randomise(model)
+    model, example, groups = known(name, 32)
+    model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
             with torch.no_grad():
                 module.weight[torch.rand(module.num_features) < 0.6] = 0
-    example = torch.randn(1, 3, 32, 32)
-    groups = find_groups(model, example)
     state = model.state_dict()
     scores = {
         group.name: torch.tensor(

@@ -15,23 +15,24 @@ from edgeprune.errors import PlanError
 from edgeprune.plan import Plan, _decode, _encode
 from edgeprune.selection import make_plan
 from edgeprune.surgery import slim
-from tests.networks import NETWORKS, built, groups_of, half_scores
+from tests.networks import NETWORKS, built, groups_of, half_plan, half_scores
 
 CUTTABLE = [name for name, row in NETWORKS.items() if row.free]
 
 
-def half_plan(name: str, **options: Any) -> Plan:
+def closed(name: str) -> tuple[Any, Plan]:
+    """A network with constant channels, and a plan that removes some of them and more."""
     model, inputs = built(name)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.zeros_(module.weight[:2])  # so that some plans have constants
+            nn.init.zeros_(module.weight[:2])
     groups = groups_of(name)
-    return make_plan(model, groups, half_scores(groups), inputs, **options)
+    return model, make_plan(model, groups, half_scores(groups), inputs)
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_json_round_trip(name: str) -> None:
-    plan = half_plan(name, constants="off")
+    plan = half_plan(name)
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert again.to_json() == plan.to_json()
@@ -39,12 +40,7 @@ def test_json_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["residual", "grouped", "shuffle_module", "instance_norm", "crelu", "aspp"])
 def test_a_plan_replays_bit_by_bit_on_a_fresh_network(name: str) -> None:
-    first, second = built(name)[0], built(name)[0]
-    for model in (first, second):
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.zeros_(module.weight[:2])
-    plan = half_plan(name)
+    (first, plan), (second, _) = closed(name), closed(name)
     ours = slim(first, plan).state_dict()
     theirs = slim(second, Plan.from_json(plan.to_json())).state_dict()
     assert ours.keys() == theirs.keys()
@@ -52,7 +48,7 @@ def test_a_plan_replays_bit_by_bit_on_a_fresh_network(name: str) -> None:
 
 
 def test_removed_and_keep() -> None:
-    plan = half_plan("residual", constants="off")
+    plan = half_plan("residual")
     assert set(plan.removed("stem.0")) | set(plan.groups[0].keep) == set(range(8))
     assert len(plan.removed("stem.0")) == 4
     assert plan.removed("head") == ()
@@ -61,7 +57,7 @@ def test_removed_and_keep() -> None:
 
 def test_plans_are_short() -> None:
     """Regular positions are stated as a rule: a flattened map does not list thousands of columns."""
-    plan = half_plan("flatten_to_linear", constants="off")
+    plan = half_plan("flatten_to_linear")
     assert len(plan.to_json()) < 4000
 
 
