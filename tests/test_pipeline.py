@@ -175,3 +175,31 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
     with replace(run).locked():  # the lock is gone with its holder
         assert (tmp_path / ".lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [9_000, 10_000, 11_000, 12_000, 13_000])
+def test_a_size_holds_for_the_final_file_with_all_its_facts(workplace: Path, size: int) -> None:
+    words = [
+        "--model",
+        "tiny:net",
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--scheme",
+        "magnitude",
+        "--target",
+        "test.toml",
+    ]
+    done = edgeprune("train", *words[:4], "--epochs", "1", "--out", "run", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    for command in (
+        ["prune", "--max-size", f"{size} B", *words[6:]],
+        ["finetune", "--epochs", "0"],
+        ["export"],
+    ):
+        done = edgeprune(*command, "--out", "run", cwd=workplace)
+        assert done.returncode == 0, done.stderr
+    found = (workplace / "run" / "slim.onnx").stat().st_size
+    assert 0.75 * size < found <= size

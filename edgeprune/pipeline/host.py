@@ -23,6 +23,10 @@ from edgeprune.selection import make_plan
 from edgeprune.surgery import load_slim, read_file, save_slim, slim, write_weights
 from edgeprune.training import evaluate, predict, train
 
+FACTS_BYTES = 1_200
+"""What accuracy, data and scheme add to the metadata of the final file, beyond a probe for ``max_size``."""
+
+
 # --- what decides a stage's result besides settings and files -------------------------------------------
 
 
@@ -224,10 +228,13 @@ def plan(context: Context) -> dict[str, Any]:
     model = load_network(run.file("sparse.safetensors"))
     with np.load(run.file("scores.npz")) as stored:
         scores = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    limit = settings.max_size_bytes
+    if limit is not None:
+        limit = max(1, limit - FACTS_BYTES)
     chosen = make_plan(
         model, find_groups(model, context.data.example), scores, context.data.example,
         max_macs_ratio=settings.max_macs_ratio, max_params_ratio=settings.max_params_ratio,
-        max_size_bytes=settings.max_size_bytes, channel_multiple=channel_multiple(context),
+        max_size_bytes=limit, channel_multiple=channel_multiple(context),
         min_channels=settings.min_channels, keep=settings.keep,
         constants=settings.constants,  # type: ignore[arg-type]
     )  # fmt: skip
