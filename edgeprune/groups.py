@@ -75,7 +75,7 @@ class ChannelGroup:
     Attributes:
         name: State-dict name of the first producing layer, e.g. ``"layer1.0.conv1"``.
         size: Number of units.
-        members: Every place that the units occupy.
+        members: Every place that the units occupy; none if the layer's weight is not a parameter.
         frozen_because: Why the units can not be removed, or None.
         constant_when: Per unit, the (norm weight key, position) pairs that must all be exactly 0 for the
             unit to reach every consumer as a constant, so that it can be removed without changing the
@@ -175,6 +175,10 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
             reason += f" ({merged[0]})" if merged else ""
         groups.append(read_group(ledger, name, roots, homes, reason))
         nodes[name] = [node for node, found in touched.items() if not found.isdisjoint(roots)]
+    for layer, size, reason in ledger.unlabelled:
+        name = unique_name(layer, names)
+        groups.append(ChannelGroup(name, size, (), reason, (None,) * size))
+        nodes[name] = []
     return tuple(groups), nodes
 
 

@@ -100,6 +100,7 @@ class Ledger:
         policy: Per node name, how to treat a labelled axis that the node cuts by a size (see operators).
         choices: Such nodes by name.
         fixed_tensors: Parameters that are used in a way that fixes all of their axes, with the reason.
+        unlabelled: (name, channels, reason) of layers whose rows have no labels.
         sites: By (tensor, axis).
         notes: (labels, reason) of units that must stay.
         ties: (2, n) pairs of labels of units that go together.
@@ -113,6 +114,7 @@ class Ledger:
     policy: dict[str, int] = field(default_factory=dict)
     choices: dict[str, Choice] = field(default_factory=dict)
     fixed_tensors: dict[str, str] = field(default_factory=dict)
+    unlabelled: list[tuple[str, int, str]] = field(default_factory=list)
     sites: dict[tuple[str, int], Site] = field(default_factory=dict)
     notes: list[tuple[Tensor, str]] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)

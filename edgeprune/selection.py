@@ -87,7 +87,7 @@ def make_plan(
         ("max_size_bytes", max_size_bytes),
     ):
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (number and limit > 0):
+        if limit is not None and not (number and 0 < limit < math.inf):
             raise PlanError(PROBLEM, where=name, value=limit, expected="a number above 0")
     chooser = Chooser(dense, groups, scores, example, options)
     limits = []

@@ -53,6 +53,7 @@ class Net(nn.Module):
 
 NETWORKS: dict[str, Network] = {}
 IMAGE = (1, 3, 8, 8)
+COMPUTED = {"stem.0": "uses a weight that is computed in the forward pass"}
 
 
 def network(
@@ -388,7 +389,7 @@ def padding_by_hand() -> nn.Module:
     )  # fmt: skip
 
 
-@network(free={"b.0": 7}, frozen={"stem.0": "uses a weight that is computed in the forward pass"})
+@network(free={"b.0": 7}, frozen=COMPUTED | {"a": "conv2d in a uses a weight"})
 def parametrized() -> nn.Module:
     return Net(
         lambda m, x: m.out(m.b(m.a(m.stem(x)))),
@@ -810,7 +811,7 @@ def running_maximum() -> nn.Module:
     )  # fmt: skip
 
 
-@network(frozen={"stem.0": "uses a weight that is computed in the forward pass"})
+@network(frozen=COMPUTED | {"conv2d_1": "in the network's forward uses a weight"})
 def computed_weight() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.stem(x)

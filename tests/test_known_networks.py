@@ -7,7 +7,9 @@ import functools
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision.models import list_models
 
 from edgeprune.cost import count_macs, count_params
 from edgeprune.groups import TOLERANCE, ChannelGroup, find_groups
@@ -94,3 +96,33 @@ def test_closed_channels_go_without_a_change(name: str) -> None:
     dense = copy.deepcopy(model).double()
     assert gap(slim(dense, plan), dense, (example,)) <= TOLERANCE
     assert plan.facts["slim_macs"] < 0.9 * plan.facts["dense_macs"]
+
+
+# Left out: what takes minutes or many gigabytes, and has a smaller sister in the list.
+HUGE = (
+    "vit_l",
+    "vit_h",
+    "regnet_x_32",
+    "regnet_y_32",
+    "regnet_y_128",
+    "convnext_l",
+    "efficientnet_v2_l",
+    "vgg19",
+)
+TORCHVISION = [name for name in list_models(module=torchvision.models) if not name.startswith(HUGE)]
+SIZES = {"inception_v3": 75, "vit": 224, "maxvit": 224}
+
+
+@slow
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_every_classification_network_of_torchvision(name: str) -> None:
+    """Whatever is found can be cut exactly; that nothing can be is the exception."""
+    size = SIZES.get(name, SIZES.get(name.partition("_")[0], 64))
+    torch.manual_seed(0)
+    model = load_model(f"torchvision:{name}")
+    example = torch.randn(1, 3, size, size)
+    groups = find_groups(model, example)
+    assert free_groups(groups)
+    plan = make_plan(model, groups, half_scores(groups, seed=1), example, constants="off")
+    small = slim(model, plan, example=example)
+    assert count_macs(small, example) < 0.9 * count_macs(model, example)

@@ -308,6 +308,7 @@ def test_a_size_by_real_exports(tiny: Any, tmp_path: Path) -> None:
         ({"max_macs_ratio": 0}, "max_macs_ratio is 0, expected a number above 0"),
         ({"max_macs_ratio": -0.5}, "max_macs_ratio is -0.5, expected a number above 0"),
         ({"max_macs_ratio": float("nan")}, "max_macs_ratio is nan, expected a number above 0"),
+        ({"max_macs_ratio": float("inf")}, "max_macs_ratio is inf, expected a number above 0"),
         ({"max_params_ratio": "0.5"}, "max_params_ratio is 0.5, expected a number above 0"),
         ({"max_size_bytes": True}, "max_size_bytes is True, expected a number above 0"),
         ({"max_size_bytes": 0}, "max_size_bytes is 0, expected a number above 0"),

@@ -15,11 +15,11 @@ from edgeprune.labels import ALWAYS, FIXED, FREE, VARIES, Flow, Ledger, Paramete
 Rule = Callable[[Ledger, Node, Sequence[Any], dict[str, Any]], Any]
 
 
-def where_in_model(node: Node) -> str:
-    """Name of the module whose forward pass holds the node, for messages."""
+def module_of(node: Node) -> str:
+    """Name of the module whose forward pass holds the node; empty for the network itself."""
     stack = node.meta.get("nn_module_stack") or {}
     path = [str(entry[0]) for entry in stack.values() if entry[0]]
-    return path[-1].removeprefix("L['self'].") if path else "the network's forward"
+    return path[-1].removeprefix("L['self'].") if path else ""
 
 
 def operator_name(node: Node) -> str:
@@ -30,7 +30,8 @@ def operator_name(node: Node) -> str:
 
 def because(node: Node, text: str) -> str:
     """Reason text that names operator and place."""
-    return f"{operator_name(node)} in {where_in_model(node)} {text}"
+    where = module_of(node) or "the network's forward"
+    return f"{operator_name(node)} in {where} {text}"
 
 
 def result_shape(node: Node) -> torch.Size:

@@ -15,6 +15,7 @@ from edgeprune.operators.common import (
     as_flow,
     because,
     from_channels,
+    module_of,
     operator_name,
     per_channel,
     result_shape,
@@ -46,6 +47,8 @@ def layer(
     """Convolution or linear layer: ends the units of its input, starts those of its output."""
     if not isinstance(weight, Parameter):
         text = "uses a weight that is computed in the forward pass"
+        channels = result_shape(node)[axis]
+        ledger.unlabelled.append((module_of(node) or node.name, channels, because(node, text)))
         return unknown(ledger, node, (x, weight, bias), {}, text)  # type: ignore[no-any-return]
     unit, constant = per_channel(ledger, node, x, axis)
     in_length, out_length = len(unit), result_shape(node)[axis]
