@@ -13,10 +13,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgeprune import schemes
     from edgeprune.artifact import Artifact, load_artifact
+    from edgeprune.channels import ChannelGroup, Member
     from edgeprune.cost import count_macs, count_params
     from edgeprune.data import Data, Normalization, load_data
     from edgeprune.errors import EdgepruneError
-    from edgeprune.groups import ChannelGroup, Member, find_groups
+    from edgeprune.groups import find_groups
     from edgeprune.measurement import Measurement, bench, load_measurement
     from edgeprune.metrics import Estimate
     from edgeprune.models import load_model
@@ -34,7 +35,8 @@ _HOME = {
     "cost": ("count_macs", "count_params"),
     "data": ("Data", "Normalization", "load_data"),
     "errors": ("EdgepruneError",),
-    "groups": ("ChannelGroup", "Member", "find_groups"),
+    "channels": ("ChannelGroup", "Member"),
+    "groups": ("find_groups",),
     "measurement": ("Measurement", "bench", "load_measurement"),
     "metrics": ("Estimate",),
     "models": ("load_model",),

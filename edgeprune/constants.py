@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from edgeprune.cutting import doubled, outputs_of, tensors_of
+from edgeprune.channels import ChannelGroup, Member
+from edgeprune.cutting import tensors_of
 from edgeprune.errors import SlimError
-from edgeprune.groups import ChannelGroup, Member
+from edgeprune.oracle import Double, Inputs, outputs_of
 from edgeprune.plan import Plan, PlannedGroup
 
 CHANNEL_AXIS: dict[Callable[..., Any], int] = {
@@ -40,8 +41,6 @@ SPREAD = 1e-12
 """Largest relative spread (float64 rounding) of a channel that counts as constant."""
 
 PROBLEM = "could not keep the constants of removed channels"
-
-Inputs = tuple[Tensor, ...]
 
 
 class Reading(TorchFunctionMode):
@@ -82,19 +81,19 @@ class Reading(TorchFunctionMode):
         return result
 
 
-def read_inputs(model: nn.Module, keys: Iterable[str], batches: Iterable[Inputs]) -> Reading:
+def read_inputs(network: Double, keys: Iterable[str], batches: Iterable[Inputs]) -> Reading:
     """Run a network and record what the layers with the given weights receive.
 
     Args:
-        model: Network, float64 and in evaluation mode.
+        network: Network.
         keys: State-dict keys of weights.
         batches: Inputs of the forward passes.
     """
-    tensors = tensors_of(model)
+    tensors = tensors_of(network.module)
     reading = Reading({id(tensors[key]): key for key in keys})
-    with reading:
+    with network.filled(), reading:
         for inputs in batches:
-            outputs_of(model, inputs)
+            outputs_of(network.module, inputs)
     return reading
 
 
@@ -132,11 +131,10 @@ def find_constants(
     keys = {member.tensor for group in groups for member in group.members if member.role == "in"}
     if not keys:
         return {}
-    work = doubled(model)
+    work = Double(model)
     reading = read_inputs(work, keys, batches)
-    copies = tensors_of(work)
     for group in groups:
-        _raise(copies, group.members, units[group.name])
+        _raise(work, group.members, units[group.name])
     raised = read_inputs(work, keys, batches)
     layers = dict(model.named_modules())
     found: dict[str, dict[int, Need]] = {}
@@ -211,12 +209,11 @@ def convolution_groups(member: Member, weight: Tensor, reading: Reading) -> int:
     return len(reading.highest[member.tensor]) // weight.shape[1]
 
 
-def fold_constants(work: nn.Module, reference: nn.Module, plan: Plan, batches: list[Inputs]) -> None:
-    """Move what the plan's constant units contribute into what stays, in place, before they are cut.
+def fold_constants(work: Double, plan: Plan, batches: list[Inputs]) -> None:
+    """Move what the plan's constant units contribute into what stays, before they are cut.
 
     Args:
-        work: float64 network to change.
-        reference: The same network before any change.
+        work: Network to change: it owns what is changed.
         plan: Says which units are constant and which unit is the carrier.
         batches: Inputs of the forward passes that read the constants.
 
@@ -227,27 +224,26 @@ def fold_constants(work: nn.Module, reference: nn.Module, plan: Plan, batches: l
     if not groups:
         return
     keys = {member.tensor for group in groups for member in group.members if member.role == "in"}
-    before = read_inputs(reference, keys, batches)
-    tensors = {key: tensor.detach() for key, tensor in tensors_of(work).items()}
+    before = read_inputs(work, keys, batches)
     for group in groups:
-        _raise(tensors, group.members, () if group.carrier is None else (group.carrier,))
+        _raise(work, group.members, () if group.carrier is None else (group.carrier,))
     after = read_inputs(work, keys, batches)
     for group in groups:
         for member in group.members:
             if member.role == "in":
-                _fold_into(tensors, group, member, before, after)
+                _fold_into(work, group, member, before, after)
 
 
-@torch.no_grad()
-def _raise(tensors: dict[str, Tensor], members: Iterable[Member], units: Iterable[int]) -> None:
+def _raise(work: Double, members: Iterable[Member], units: Iterable[int]) -> None:
     """Let the norms of units emit 1 (gamma 0, beta 1), so that a carrier's column is well scaled."""
     norms = [member for member in members if member.norm]
-    gammas = {m.tensor.rpartition(".")[0]: tensors[m.tensor] for m in norms if m.norm == "weight"}
+    gammas = {m.tensor.rpartition(".")[0]: work.value(m.tensor) for m in norms if m.norm == "weight"}
     for member in norms:
         gamma = gammas.get(member.tensor.rpartition(".")[0])
         if member.norm == "bias" and gamma is not None:
             places = [place for unit in units for place in member.indices[unit] if gamma[place] == 0]
-            tensors[member.tensor][places] = 1.0
+            if places:
+                work.own(member.tensor)[places] = 1.0
 
 
 def _values(reading: Reading, member: Member, group: PlannedGroup, channels: list[int]) -> Tensor:
@@ -264,11 +260,9 @@ def _values(reading: Reading, member: Member, group: PlannedGroup, channels: lis
     return (low + high) / 2
 
 
-def _fold_into(
-    tensors: dict[str, Tensor], group: PlannedGroup, member: Member, before: Reading, after: Reading
-) -> None:
+def _fold_into(work: Double, group: PlannedGroup, member: Member, before: Reading, after: Reading) -> None:
     """Fold the constants of one group into one consumer."""
-    key, weight = member.tensor, tensors[member.tensor]
+    key, weight = member.tensor, work.own(member.tensor)
     channels, length = len(before.highest[key]), weight.shape[member.axis]
     carriers = [] if group.carrier is None else channels_of(member, group.carrier, channels, length)
     taken = [c for unit in group.constant for c in channels_of(member, unit, channels, length)] + carriers
@@ -284,7 +278,7 @@ def _fold_into(
     for place in places:
         blocks[place] = 0
     if not member.padded:
-        _into_bias(tensors, member, summed.sum(2).flatten(), biased=key in before.biased)
+        _into_bias(work, member, summed.sum(2).flatten(), biased=key in before.biased)
     elif bool(value.any()):
         if not carriers:
             raise SlimError(
@@ -309,14 +303,14 @@ def _fold_into(
     weight.copy_(flat.view(weight.shape))
 
 
-def _into_bias(tensors: dict[str, Tensor], member: Member, amount: Tensor, *, biased: bool) -> None:
+def _into_bias(work: Double, member: Member, amount: Tensor, *, biased: bool) -> None:
     """Add to the consumer's bias, or take off the running mean of the norm that follows."""
     if member.mean_after is not None and not biased:
-        tensors[member.mean_after].sub_(amount)
+        work.own(member.mean_after).sub_(amount)
         return
-    bias = tensors.get(f"{member.tensor.rpartition('.')[0]}.bias")
-    if bias is not None:
-        bias.add_(amount)
+    bias = f"{member.tensor.rpartition('.')[0]}.bias"
+    if bias in work:
+        work.own(bias).add_(amount)
     elif bool(amount.any()):
         raise SlimError(
             PROBLEM,

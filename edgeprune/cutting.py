@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from edgeprune.errors import ModelError, SlimError
+from edgeprune.errors import ModelError
 
 Cuts = Mapping[tuple[str, int], Tensor]
 """Kept positions (int64, ascending) of each cut (state-dict key, axis)."""
@@ -69,10 +67,17 @@ def cut(model: nn.Module, cuts: Cuts) -> None:
     for (key, axis), keep in cuts.items():
         spots = where[key]
         tensor = getattr(spots[0].module, spots[0].name).detach()
-        assign(spots, tensor.index_select(axis, keep.to(tensor.device)).contiguous())
+        assign(spots, chosen(tensor, axis, keep))
         touched |= {id(spot.module): spot.module for spot in spots}
     for module in touched.values():
         tell_sizes(module)
+
+
+def chosen(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:
+    """The given positions of an axis; nothing is stored for an axis that is expanded."""
+    if tensor.stride(axis) == 0:
+        return tensor.narrow(axis, 0, len(keep))
+    return tensor.index_select(axis, keep.to(tensor.device)).contiguous()
 
 
 def tell_sizes(module: nn.Module) -> None:
@@ -99,24 +104,29 @@ def tell_sizes(module: nn.Module) -> None:
         module.num_parameters = module.weight.numel()
 
 
-def duplicate(model: nn.Module, change: Callable[[Tensor], Tensor] = torch.clone) -> nn.Module:
+def duplicate(
+    model: nn.Module,
+    change: Callable[[Tensor], Tensor] = torch.clone,
+    plain: Callable[[Tensor], Tensor] | None = None,
+) -> nn.Module:
     """A deep copy with other tensors; what is tied stays tied.
 
     Args:
         model: Network; it is not changed.
         change: From the data of a tensor of ``model`` to that of the copy's. With the identity the copy
             shares all tensors: ``assign`` and ``cut`` put others in their place.
+        plain: As ``change``, for tensors that modules hold as plain attributes; default: ``change``.
 
     Raises:
         ModelError: Python can not copy it.
     """
-    # With the tensors that modules hold as plain attributes.
     held = [value for module in model.modules() for value in vars(module).values()]
-    tensors = [*tensors_of(model).values(), *(value for value in held if isinstance(value, Tensor))]
+    tensors = [(tensor, change) for tensor in tensors_of(model).values()]
+    tensors += [(value, plain or change) for value in held if isinstance(value, Tensor)]
     memo: dict[int, Tensor] = {}
-    for tensor in tensors:
+    for tensor, changed in tensors:
         if id(tensor) not in memo:
-            new = change(tensor.detach())
+            new = changed(tensor.detach())
             memo[id(tensor)] = (
                 nn.Parameter(new, requires_grad=tensor.requires_grad)
                 if isinstance(tensor, nn.Parameter)
@@ -138,89 +148,9 @@ def shared(model: nn.Module) -> nn.Module:
     return duplicate(model, lambda tensor: tensor)
 
 
-def doubled(model: nn.Module) -> nn.Module:
-    """A copy in float64 and evaluation mode: the arithmetic of the oracle."""
-    return duplicate(
-        model,
-        lambda tensor: tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True),
-    ).eval()
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Where a network is."""
     return next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
-
-
-def random_inputs(
-    shapes: Iterable[tuple[Iterable[int], torch.dtype]], device: torch.device, *, seed: int
-) -> tuple[Tensor, ...]:
-    """Float64 noise where the dtype is floating-point, else zeros, which index and mask nothing wrong."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device)
-        if dtype.is_floating_point
-        else torch.zeros(tuple(shape), dtype=dtype, device=device)
-        for shape, dtype in shapes
-    )
-
-
-@contextlib.contextmanager
-def zeroed(model: nn.Module, columns: Mapping[tuple[str, int], Tensor]) -> Iterator[None]:
-    """Within the block the given positions of weight axes are zero: their input does not count."""
-    where = places(model)
-    saved: list[tuple[Tensor, int, Tensor, Tensor]] = []
-    with torch.no_grad():
-        try:
-            for (key, axis), positions in columns.items():
-                weight = getattr(where[key][0].module, where[key][0].name).detach()
-                positions = positions.to(weight.device)
-                saved.append((weight, axis, positions, weight.index_select(axis, positions)))
-                weight.index_fill_(axis, positions, 0)
-            yield
-        finally:
-            for weight, axis, positions, values in reversed(saved):
-                weight.index_copy_(axis, positions, values)
-
-
-def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """All tensors that a forward pass returns, whatever holds them.
-
-    What the forward pass makes of nothing is of the first input's dtype, if that is floating-point.
-    """
-    default = torch.get_default_dtype()
-    if inputs[0].is_floating_point():
-        torch.set_default_dtype(inputs[0].dtype)
-    try:
-        with torch.no_grad():
-            return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
-    finally:
-        torch.set_default_dtype(default)
-
-
-def disagreement(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """Largest difference of two sets of outputs, relative to the largest magnitude of ``theirs``.
-
-    Raises:
-        SlimError: The outputs differ in number or shape.
-    """
-    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
-        raise SlimError(
-            "could not slim the network",
-            where="the output shape",
-            value=[tuple(tensor.shape) for tensor in ours],
-            expected=str([tuple(tensor.shape) for tensor in theirs]),
-        )
-    worst = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        if not b.is_complex():
-            a, b = a.double(), b.double()
-        scale = float(b.abs().max()) if b.numel() else 0.0
-        gap = float((a - b).abs().max()) if b.numel() else 0.0
-        # `not <=` instead of `>`: a NaN on either side is a disagreement, and so is an infinity.
-        if not gap <= 0:
-            share = gap / scale if 0 < scale < float("inf") else float("inf")
-            worst = max(worst, share) if share == share else float("inf")
-    return worst
 
 
 def first_line(reason: BaseException) -> str:

@@ -2,91 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from edgeprune.channels import ChannelGroup, Member
 from edgeprune.cost import as_inputs
-from edgeprune.cutting import (
-    cut,
-    device_of,
-    disagreement,
-    doubled,
-    duplicate,
-    first_line,
-    outputs_of,
-    random_inputs,
-    shared,
-    tensors_of,
-    zeroed,
-)
-from edgeprune.errors import ModelError
 from edgeprune.labels import VARIES, Ledger, Site
+from edgeprune.oracle import smallest
 from edgeprune.tracing import Trace
-
-TOLERANCE = 1e-10
-"""Largest relative difference between slim and dense outputs in float64."""
-
-ATTEMPTS = 4
-"""How often groups are cut, each time in another way, before they count as right."""
-
-TRIAL_TOLERANCE = 1e-7
-"""As ``TOLERANCE``, for the random weights of a trial, which may amplify rounding; ``slim`` checks again."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One axis of one tensor on which the units of a group live.
-
-    Attributes:
-        tensor: State-dict key.
-        axis: Axis of that tensor.
-        role: ``"out"``: the axis produces or carries the units (weight rows, biases, norm parameters and
-            statistics). ``"in"``: the axis consumes them (weight columns).
-        indices: Per unit, the positions that it occupies along the axis.
-        norm: For a batch or instance norm's vectors, the kind ``"weight"``, ``"bias"``, ``"running_mean"``
-            or ``"running_var"``; else None.
-        padded: For ``in``: the border of this consumer's output sees fewer input values than its middle.
-        mean_after: For ``in``: running mean of the norm that alone follows the consumer, or None.
-    """
-
-    tensor: str
-    axis: int
-    role: str
-    indices: tuple[tuple[int, ...], ...]
-    norm: str | None = None
-    padded: bool = False
-    mean_after: str | None = None
-
-    def positions(self, units: Iterable[int]) -> list[int]:
-        """Sorted positions of the given units."""
-        return sorted(position for unit in units for position in self.indices[unit])
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Units that are cut together.
-
-    Attributes:
-        name: State-dict name of the first producing layer, e.g. ``"layer1.0.conv1"``.
-        size: Number of units.
-        members: Every place that the units occupy; none if the layer's weight is not a parameter.
-        frozen_because: Why the units can not be removed, or None.
-        constant_when: Per unit, the (norm weight key, position) pairs that must all be exactly 0 for the
-            unit to reach every consumer as a constant, so that it can be removed without changing the
-            function; None: the unit is never constant.
-    """
-
-    name: str
-    size: int
-    members: tuple[Member, ...]
-    frozen_because: str | None = None
-    constant_when: tuple[tuple[tuple[str, int], ...] | None, ...] = ()
+from edgeprune.trial import Trial
 
 
 def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[ChannelGroup, ...]:
@@ -106,7 +29,7 @@ def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple
         >>> [(g.name, g.size, g.frozen_because) for g in find_groups(net, torch.zeros(1, 3, 8, 8))]
         [('0', 8, None), ('2', 4, 'reaches the output')]
     """
-    inputs = as_inputs(example)
+    inputs = smallest(model, as_inputs(example))
     trace = Trace(model, inputs)
     trial = Trial(model, inputs, in_training=not trace.reads_all_parameters)
     policy: dict[str, int] = {}
@@ -116,7 +39,8 @@ def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple
         for key, positions, reason in refused:
             ledger.freeze(ledger.sites[key].unit[positions], reason)
         groups, nodes = assemble(ledger)
-        failed = trial.failing(groups, nodes)
+        doubtful = any(choice.policies > 1 for choice in ledger.choices.values())
+        failed = trial.failing(groups, nodes, doubtful=doubtful)
         if not failed:
             return groups
         # Go on to the next policy, once, at every node that has one and touches a group that failed; only
@@ -234,147 +158,3 @@ def constant_when(
                 return None
             needed |= ledger.constant_sets[number] or set()
     return tuple(sorted(needed))
-
-
-class Trial:
-    """Cuts groups out of a copy with random weights and compares with the oracle: "decide by trying".
-
-    Args:
-        model: Network; it is not changed.
-        inputs: Its inputs at batch 1.
-        in_training: Try the forward pass in training mode too.
-    """
-
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], *, in_training: bool) -> None:
-        self.model = doubled(model)
-        for key, tensor in tensors_of(self.model).items():
-            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
-                randomise(tensor.detach(), key)
-        self.lengths = {key: tensor.shape for key, tensor in tensors_of(self.model).items()}
-        self.inputs = random_inputs([(x.shape, x.dtype) for x in inputs], device_of(model), seed=0)
-        norms = [module for module in self.model.modules() if isinstance(module, _NormBase)]
-        hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
-        try:
-            outputs_of(self.model, self.inputs)
-        except Exception as reason:
-            raise ModelError(
-                "could not run the network in float64, in which every cut is checked",
-                where="its forward pass",
-                value=f"failing ({first_line(reason)})",
-                expected="one that follows the dtype of its weights and input",
-            ) from reason
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self.trains = in_training and self._fault_in_training(self.model) is None
-
-    def failing(self, groups: tuple[ChannelGroup, ...], nodes: dict[str, list[str]]) -> dict[str, str]:
-        """Names of the groups that can not be cut as they are, with the reason.
-
-        All groups are tried at once; only if that fails, half of them, and so on.
-
-        Args:
-            groups: All groups.
-            nodes: Per group the nodes with policies that touch it: these are under suspicion.
-        """
-        groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
-        if self._fault(groups) is None:
-            return {}
-        good, failed = self._sift((), tuple(group for group in groups if not nodes[group.name]))
-        return failed | self._sift(good, tuple(group for group in groups if nodes[group.name]))[1]
-
-    def _sift(
-        self, good: tuple[ChannelGroup, ...], groups: tuple[ChannelGroup, ...]
-    ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
-        """The groups that can be cut beside the good ones, with these; and those that can not."""
-        fault = self._fault((*good, *groups)) if groups else None
-        if fault is None:
-            return (*good, *groups), {}
-        if len(groups) == 1:
-            return good, {groups[0].name: fault}
-        half = len(groups) // 2
-        good, first = self._sift(good, groups[:half])
-        good, second = self._sift(good, groups[half:])
-        return good, first | second
-
-    def _fault(self, groups: tuple[ChannelGroup, ...]) -> str | None:
-        """What goes wrong when units of each of these groups are cut, or None."""
-        if not groups:
-            return None
-        faults = (self._fault_of(groups, attempt) for attempt in range(ATTEMPTS))
-        return next((fault for fault in faults if fault is not None), None)
-
-    def _fault_of(self, groups: tuple[ChannelGroup, ...], attempt: int) -> str | None:
-        """What goes wrong in one attempt, or None."""
-        kept: dict[tuple[str, int], Tensor] = {}
-        columns: dict[tuple[str, int], list[int]] = {}
-        for group in groups:
-            removed = some_units(group, attempt)
-            for member in group.members:
-                key = (member.tensor, member.axis)
-                gone = member.positions(removed)
-                length = self.lengths[member.tensor][member.axis]
-                kept.setdefault(key, torch.ones(length, dtype=torch.bool))[gone] = False
-                if member.role == "in":
-                    columns.setdefault(key, []).extend(gone)
-        with zeroed(
-            self.model, {key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()}
-        ):
-            theirs = outputs_of(self.model, self.inputs)
-        slim = shared(self.model)
-        cut(slim, {key: mask.nonzero()[:, 0] for key, mask in kept.items()})
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                error = disagreement(outputs_of(slim, self.inputs), theirs)
-        except Exception as reason:  # the forward pass is the user's: it may raise anything
-            return first_line(reason)
-        if not error <= TRIAL_TOLERANCE:
-            return f"the outputs change by {error:.1e}"
-        return self._fault_in_training(slim) if self.trains else None
-
-    def _fault_in_training(self, model: nn.Module) -> str | None:
-        """What goes wrong in a forward pass in training mode with a batch of two, or None."""
-        model = duplicate(model).train()
-        devices = {tensor.device for tensor in self.inputs if tensor.is_cuda}
-        try:
-            with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                outputs_of(model, tuple(torch.cat([tensor, tensor]) for tensor in self.inputs))
-        except Exception as reason:  # as above
-            return f"training mode: {first_line(reason)}"
-        return None
-
-
-def settle(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Give a norm statistics that suit its input: without them deep networks overflow or saturate."""
-    if isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor):
-        channels = args[0].detach().transpose(0, 1).flatten(1)
-        norm.running_mean.copy_(channels.mean(1) / 2)
-        norm.running_var.copy_(channels.square().mean(1) + 0.1)
-
-
-def randomise(tensor: Tensor, key: str) -> None:
-    """Fill a tensor so that every channel matters, in place: vectors above 0, weights of the usual size."""
-    generator = torch.Generator(tensor.device).manual_seed(zlib.crc32(key.encode()))
-    if tensor.dim() > 1:
-        fan_in = max(1, tensor.numel() // tensor.shape[0])
-        tensor.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-    else:
-        tensor.uniform_(0.5, 1.5, generator=generator)
-
-
-def some_units(group: ChannelGroup, attempt: int) -> list[int]:
-    """The units to cut in an attempt: each unit has one, and each group other numbers of units.
-
-    In the first attempt the number is odd: an even one could slip through a hard-coded division. In the
-    others it may be 0, so that what must lose equally many units, and does not, is found out.
-    """
-    generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
-    order = torch.randperm(group.size, generator=generator)
-    turns = torch.randint(0, ATTEMPTS, (group.size,), generator=generator)
-    turns[0] = 0  # never all units at once
-    turns[1] = max(1, int(turns[1]))
-    if int((turns == 0).sum()) % 2 == 0:
-        turns[-1] = 0 if turns[-1] else 1
-    return order[turns == attempt].tolist()

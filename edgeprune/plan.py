@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune.channels import Member
 from edgeprune.cutting import Cuts, tensors_of
 from edgeprune.errors import PlanError
-from edgeprune.groups import Member
 
 PLAN_FORMAT = 1
 

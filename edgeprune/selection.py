@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.constants import Need, find_constants
 from edgeprune.cost import as_inputs, count_macs_meta, count_params, shell_of
 from edgeprune.cutting import shared, tensors_of
 from edgeprune.errors import PlanError
-from edgeprune.groups import ChannelGroup
 from edgeprune.onnx_export import export
 from edgeprune.plan import Plan, PlannedGroup
 from edgeprune.surgery import oracle_inputs, slim, slim_structure

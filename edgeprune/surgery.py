@@ -16,35 +16,31 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from edgeprune.constants import fold_constants
-from edgeprune.cost import as_inputs, evaluating
+from edgeprune.cost import as_inputs
 from edgeprune.cutting import (
     assign,
     cut,
     device_of,
-    disagreement,
-    doubled,
     first_line,
-    outputs_of,
     places,
-    random_inputs,
+    shared,
     tensors_of,
-    zeroed,
 )
 from edgeprune.errors import EdgepruneError, ModelError, PlanError, SlimError
 from edgeprune.files import replacing
-from edgeprune.groups import TOLERANCE
 from edgeprune.models import build, source_of
+from edgeprune.oracle import Double, Inputs, disagreement, random_inputs, smallest
 from edgeprune.plan import Plan
 
 SLIM_FORMAT = 1
 ABOUT = "edgeprune"
 """Entry of a weights file's metadata that holds the facts about the network."""
 
-RANDOM_BATCHES = 2
-"""Random inputs on which the oracle looks, besides the example."""
+TOLERANCE = 1e-10
+"""Largest relative difference between slim and dense outputs in float64."""
 
 
-def slim(model: nn.Module, plan: Plan, *, example: Tensor | tuple[Tensor, ...] | None = None) -> nn.Module:
+def slim(model: nn.Module, plan: Plan, *, example: Tensor | Inputs | None = None) -> nn.Module:
     """Cut the removed units of a plan out of a copy of the network.
 
     Before the copy is handed over the oracle runs: the dense network with the columns that consume removed
@@ -66,10 +62,9 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | tuple[Tensor, ...] |
     """
     plan.check_fits(model)
     batches = oracle_inputs(model, plan, example)
-    reference, work = doubled(model), doubled(model)
+    reference = Double(model, dropped_columns(plan))
     try:
-        with zeroed(reference, dropped_columns(plan)):
-            theirs = [outputs_of(reference, inputs) for inputs in batches]
+        theirs = [reference.outputs(inputs) for inputs in batches]
     except Exception as reason:
         raise ModelError(
             "could not run the dense network",
@@ -78,11 +73,16 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | tuple[Tensor, ...] |
             expected=f"inputs of {[shape for shape, _ in plan.inputs]} to go through",
         ) from reason
     with _cutting():
-        add_biases(work, plan)
-        fold_constants(work, reference, plan, batches)
-        cut(work, plan.cuts())
-        _tell_plain_norms(work, batches[0])
-        ours = [outputs_of(work, inputs) for inputs in batches]
+        small = shared(model).eval()
+        add_biases(small, plan)
+        folded = Double(small)
+        fold_constants(folded, plan, batches)
+        for key, tensor in folded.owned.items():
+            assign(places(small)[key], tensor)
+        cut(small, plan.cuts())
+        _tell_plain_norms(small, plan)
+        work = Double(small)
+        ours = [work.outputs(inputs) for inputs in batches]
     error = max(disagreement(*outputs) for outputs in zip(ours, theirs, strict=True))
     if not error <= TOLERANCE:
         raise SlimError(
@@ -92,7 +92,7 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | tuple[Tensor, ...] |
             expected=f"at most {TOLERANCE:.0e} in float64",
             hint="Nothing was changed; please report the network, this should not happen.",
         )
-    return _like(work, model)
+    return _like(small, model)
 
 
 @contextlib.contextmanager
@@ -123,17 +123,19 @@ def dropped_columns(plan: Plan) -> dict[tuple[str, int], Tensor]:
     return {key: torch.tensor(positions, dtype=torch.int64) for key, positions in columns.items()}
 
 
-def oracle_inputs(
-    model: nn.Module, plan: Plan, example: Tensor | tuple[Tensor, ...] | None
-) -> list[tuple[Tensor, ...]]:
-    """Random inputs of the plan's shapes, and the example if there is one; float64 on the model's device."""
+def oracle_inputs(model: nn.Module, plan: Plan, example: Tensor | Inputs | None) -> list[Inputs]:
+    """The example, or else noise of the plan's shapes, and noise of the smallest shapes that will do.
+
+    Float64, on the model's device, at batch 1.
+    """
     device = device_of(model)
     shapes = [(shape, getattr(torch, dtype)) for shape, dtype in plan.inputs]
-    batches = [random_inputs(shapes, device, seed=seed) for seed in range(RANDOM_BATCHES)]
-    if example is not None:
-        inputs = (x.double() if x.is_floating_point() else x for x in as_inputs(example))
-        batches.append(tuple(x.to(device) for x in inputs))
-    return batches
+    noise = random_inputs(shapes, device, seed=0)
+    small = smallest(model, random_inputs(shapes, device, seed=1))
+    if example is None:
+        return [noise, small]
+    inputs = (x.double() if x.is_floating_point() else x for x in as_inputs(example))
+    return [tuple(x.to(device) for x in inputs), small]
 
 
 def add_biases(model: nn.Module, plan: Plan) -> None:
@@ -157,43 +159,47 @@ def slim_structure(model: nn.Module, plan: Plan) -> None:
     with _cutting():
         add_biases(model, plan)
         cut(model, plan.cuts())
-        shapes = ((shape, getattr(torch, dtype)) for shape, dtype in plan.inputs)
-        zeros = tuple(torch.zeros(shape, dtype=dtype, device=device_of(model)) for shape, dtype in shapes)
-        _tell_plain_norms(model, zeros)
+        _tell_plain_norms(model, plan)
 
 
-def _tell_plain_norms(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _tell_plain_norms(model: nn.Module, plan: Plan) -> None:
     """Bring the width of norms without any tensor in line with what they receive in a forward pass."""
+    if not any(is_plain_norm(module) for module in model.modules()):
+        return
+    double = Double(model)
+    twins = dict(zip(double.module.modules(), model.modules(), strict=True))
 
-    def tell(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        norm.num_features = args[0].shape[1]  # type: ignore[assignment]
+    def tell(norm: nn.Module, args: Inputs) -> None:
+        twins[norm].num_features = args[0].shape[1]  # type: ignore[assignment]
 
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and not m.state_dict()]
-    hooks = [norm.register_forward_pre_hook(tell) for norm in norms]
-    try:
-        if norms:
-            with evaluating(model), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                outputs_of(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for module in filter(is_plain_norm, twins):
+        module.register_forward_pre_hook(tell)
+    shapes = [(shape, getattr(torch, dtype)) for shape, dtype in plan.inputs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        double.outputs(random_inputs(shapes, device_of(model), seed=0))
 
 
-def _like(work: nn.Module, model: nn.Module) -> nn.Module:
-    """The float64 network with the dtypes and training modes of the dense one."""
-    dtypes = {key: tensor.dtype for key, tensor in tensors_of(model).items()}
+def is_plain_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch or instance norm without any tensor."""
+    return isinstance(module, _NormBase) and not module.state_dict()
+
+
+def _like(small: nn.Module, model: nn.Module) -> nn.Module:
+    """The slim network with tensors of its own, and the dtypes and training modes of the dense one."""
+    theirs = tensors_of(model)
+    dtypes = {key: tensor.dtype for key, tensor in theirs.items()}
     default = next((dtype for dtype in dtypes.values() if dtype.is_floating_point), torch.float32)
-    for key, spots in places(work).items():
-        tensor, dtype = getattr(spots[0].module, spots[0].name), dtypes.get(key, default)
+    held = {tensor.data_ptr() for tensor in theirs.values()}
+    for key, spots in places(small).items():
+        tensor, dtype = getattr(spots[0].module, spots[0].name).detach(), dtypes.get(key, default)
         if tensor.dtype != dtype:
-            assign(spots, tensor.detach().to(dtype))
-    for ours, theirs in zip(work.modules(), model.modules(), strict=True):
-        ours.training = theirs.training
-        for name, value in vars(theirs).items():
-            if isinstance(value, Tensor):
-                setattr(ours, name, getattr(ours, name).to(value.dtype))
-    return work
+            assign(spots, tensor.to(dtype))
+        elif tensor.data_ptr() in held:
+            assign(spots, tensor.clone())
+    for ours, dense in zip(small.modules(), model.modules(), strict=True):
+        ours.training = dense.training
+    return small
 
 
 def save_slim(

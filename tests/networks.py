@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.groups import ChannelGroup, find_groups
+from edgeprune.channels import ChannelGroup
+from edgeprune.groups import find_groups
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
 

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.constants import find_constants
-from edgeprune.cutting import random_inputs
 from edgeprune.errors import SlimError
-from edgeprune.groups import TOLERANCE, ChannelGroup, find_groups
+from edgeprune.groups import find_groups
+from edgeprune.oracle import random_inputs
 from edgeprune.plan import Plan
 from edgeprune.selection import Constants, make_plan
-from edgeprune.surgery import slim
+from edgeprune.surgery import TOLERANCE, slim
 from tests.networks import IMAGE, Net, built, cbr, conv, free_groups, gap, groups_of, pooled, randomise
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.errors import ModelError
-from edgeprune.groups import ATTEMPTS, Trial, find_groups, some_units
+from edgeprune.groups import find_groups
+from edgeprune.trial import ATTEMPTS, FEW_ATTEMPTS, Trial, some_units
 from tests.networks import IMAGE, NETWORKS, Net, built, cbr, conv, free_groups, groups_of
 
 
@@ -161,10 +163,10 @@ def test_without_any_layer_there_is_no_group() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8, 31])
 def test_every_unit_is_cut_in_one_attempt_and_never_all_at_once(size: int) -> None:
-    for name in ("a", "b", "layer1.0.conv2"):
+    for name, count in itertools.product(("a", "b", "layer1.0.conv2"), (ATTEMPTS, FEW_ATTEMPTS)):
         (group, *_) = find_groups(nn.Sequential(conv(1, size), conv(size, 1)), torch.zeros(1, 1, 4, 4))
         object.__setattr__(group, "name", name)
-        attempts = [some_units(group, attempt) for attempt in range(ATTEMPTS)]
+        attempts = [some_units(group, attempt, count) for attempt in range(count)]
         assert sorted(unit for units in attempts for unit in units) == list(range(size))
         assert all(len(units) < size for units in attempts)
         assert len(attempts[0]) % 2 == 1
@@ -221,11 +223,11 @@ def test_a_trial_with_one_unit_removed_from_the_wrong_place_fails() -> None:
     model, inputs = built("residual")
     groups = groups_of("residual")
     trial = Trial(model, inputs, in_training=False)
-    assert trial.failing(groups, {group.name: [] for group in groups}) == {}
+    assert trial.failing(groups, {group.name: [] for group in groups}, doubtful=False) == {}
     wrong = groups[0].members[-1]
     object.__setattr__(wrong, "indices", wrong.indices[1:] + wrong.indices[:1])
     try:
-        failed = trial.failing(groups, {group.name: [] for group in groups})
+        failed = trial.failing(groups, {group.name: [] for group in groups}, doubtful=False)
     finally:
         object.__setattr__(wrong, "indices", wrong.indices[-1:] + wrong.indices[:-1])
     assert failed["stem.0"].startswith("the outputs change by")

@@ -11,12 +11,13 @@ import torchvision
 from torch import nn
 from torchvision.models import list_models
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_macs, count_params
-from edgeprune.groups import TOLERANCE, ChannelGroup, find_groups
+from edgeprune.groups import find_groups
 from edgeprune.models import load_model
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
-from edgeprune.surgery import slim
+from edgeprune.surgery import TOLERANCE, slim
 from tests.networks import free_groups, gap, half_scores, randomise, zeroed_consumers
 
 slow = pytest.mark.slow

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeprune.groups import TOLERANCE, find_groups
+from edgeprune.groups import find_groups
 from edgeprune.operators import RULES
 from edgeprune.selection import make_plan
-from edgeprune.surgery import slim
+from edgeprune.surgery import TOLERANCE, slim
 from tests.networks import IMAGE, Net, conv, free_groups, gap, half_scores, zeroed_consumers
 
 INPUTS = (torch.randn(IMAGE, generator=torch.Generator().manual_seed(1)),)

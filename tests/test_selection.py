@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import selection
+from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_macs, count_params
 from edgeprune.errors import PlanError
-from edgeprune.groups import ChannelGroup, find_groups
+from edgeprune.groups import find_groups
 from edgeprune.onnx_export import export
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan, round_up

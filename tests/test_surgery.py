@@ -21,11 +21,11 @@ from edgeprune import surgery
 from edgeprune.cost import count_params
 from edgeprune.cutting import Cuts, cut
 from edgeprune.errors import ModelError, PlanError, SlimError
-from edgeprune.groups import TOLERANCE, find_groups
+from edgeprune.groups import find_groups
 from edgeprune.models import load_model, source_of
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
-from edgeprune.surgery import load_slim, read_file, save_slim, slim
+from edgeprune.surgery import TOLERANCE, load_slim, read_file, save_slim, slim
 from tests.networks import (
     IMAGE,
     NETWORKS,
@@ -351,7 +351,7 @@ def resnet() -> tuple[nn.Module, Plan]:
 
 LOAD = """
 import sys, torch
-from edgeprune.surgery import load_slim
+from edgeprune.surgery import TOLERANCE, load_slim
 small = load_slim(sys.argv[1])
 torch.manual_seed(3)
 torch.save({"y": small(torch.randn(2, 3, 32, 32)).detach(), "training": small.training}, sys.argv[2])

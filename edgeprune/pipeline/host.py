@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data, load_data
 from edgeprune.errors import ModelError, PlanError, RunError, UsageError
 from edgeprune.files import replacing, sha256_file, write_text
-from edgeprune.groups import ChannelGroup, find_groups
+from edgeprune.groups import find_groups
 from edgeprune.models import build, load_model, normalization_of, source_of
 from edgeprune.onnx_export import export
 from edgeprune.pipeline.context import Context

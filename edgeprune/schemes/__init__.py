@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
 from edgeprune.errors import UsageError
-from edgeprune.groups import ChannelGroup
 from edgeprune.schemes.bn_scale import BNScale
 from edgeprune.schemes.magnitude import Magnitude
 from edgeprune.schemes.options import parse_option

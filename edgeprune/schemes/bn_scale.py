@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
-from edgeprune.groups import ChannelGroup
 from edgeprune.schemes.options import check_options
 from edgeprune.schemes.scores import Scores, parameters_by_key, scaled_by_norms, score_by_norms
 from edgeprune.training import Progress

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
-from edgeprune.groups import ChannelGroup
 from edgeprune.schemes.options import check_options, option
 from edgeprune.schemes.scores import Scores, movable
 from edgeprune.training import Progress

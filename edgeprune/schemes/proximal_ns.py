@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
 from edgeprune.errors import TrainingError
-from edgeprune.groups import ChannelGroup
 from edgeprune.schemes.options import check_options, option
 from edgeprune.schemes.scores import Scores, parameters_by_key, scaled_by_norms, score_by_norms
 from edgeprune.training import Progress, evaluate, train

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
-from edgeprune.groups import ChannelGroup
 from edgeprune.schemes.options import check_options, option
 from edgeprune.schemes.scores import Scores, movable
 from edgeprune.training import Progress

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.groups import ChannelGroup
+from edgeprune.channels import ChannelGroup
 
 
 class Scores(dict[str, Tensor]):

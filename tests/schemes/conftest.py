@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from edgeprune.channels import ChannelGroup, Member
 from edgeprune.data import Data
-from edgeprune.groups import ChannelGroup, Member
 from tests.training.fakes import make_data
 
 

@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from edgeprune.groups import ChannelGroup
+from edgeprune.channels import ChannelGroup
 from edgeprune.schemes import SCHEMES, make_scheme
 from edgeprune.training import Progress
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.groups import ChannelGroup, Member
+from edgeprune.channels import ChannelGroup, Member
 from edgeprune.schemes import Magnitude
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from edgeprune.groups import ChannelGroup
+from edgeprune.channels import ChannelGroup
 from edgeprune.schemes.scores import Scores, parameters_by_key, scaled_by_norms, score_by_norms
 
 

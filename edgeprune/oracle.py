@@ -1,0 +1,224 @@
+"""Running networks in float64 without holding them in float64, and comparing what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from edgeprune.cutting import duplicate, tensors_of
+from edgeprune.errors import SlimError
+
+Inputs = tuple[Tensor, ...]
+
+SIDES = (64, 96, 128, 160, 192)
+"""Spatial sizes to try in place of a larger one; at 64 a network of stride 32 still has 2 x 2 places."""
+
+ASKS = frozenset({"size", "dim", "numel", "is_floating_point", "is_complex", "get_device", "__len__"})
+"""Methods that ask a tensor about its form and not about its numbers."""
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose floating-point parameters and buffers are float64 and take no memory.
+
+    They hold NaN: whoever reads one that nobody fills computes nothing that could pass for a result.
+    """
+
+    def emptied(tensor: Tensor) -> Tensor:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor.clone()
+        dtype = torch.complex128 if tensor.is_complex() else torch.float64
+        return torch.full((), float("nan"), dtype=dtype, device=tensor.device).expand(tensor.shape)
+
+    return duplicate(model, emptied, plain=in_double).eval()
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """A float64 copy (complex128 of complex numbers); what is not floating-point is copied as it is."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128, copy=True)
+    return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+class Filled(TorchFunctionMode):
+    """While active, each operator that reads a hollow tensor gets what the tensor's source makes.
+
+    The numbers of a tensor exist only as long as one operator works on them.
+
+    Args:
+        sources: By ``id`` of the hollow tensor.
+    """
+
+    def __init__(self, sources: Mapping[int, Callable[[], Tensor]]) -> None:
+        super().__init__()
+        self.sources = sources
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See ``torch.overrides.TorchFunctionMode``."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ASKS:
+            return func(*args, **kwargs)
+        if name == "__get__":
+            found = func(*args, **kwargs)
+            if not isinstance(found, Tensor):
+                return found  # shape, dtype, device ...
+        fill = lambda value: self._filled(value) if isinstance(value, Tensor) else value  # noqa: E731
+        return func(*tree_map(fill, args), **tree_map(fill, kwargs))
+
+    def _filled(self, tensor: Tensor) -> Tensor:
+        source = self.sources.get(id(tensor))
+        return tensor if source is None else source()
+
+
+class Double:
+    """A network that computes in float64, in evaluation mode; parameters become float64 one at a time.
+
+    Args:
+        model: Network; it is not changed, and must not change while this is in use.
+        zeros: Positions of tensor axes that count as zero.
+
+    Attributes:
+        module: The network, hollow.
+        owned: Tensors of its own, by state-dict key: they take the place of the network's.
+    """
+
+    def __init__(self, model: nn.Module, zeros: Mapping[tuple[str, int], Tensor] | None = None) -> None:
+        self.module = hollow(model)
+        self.owned: dict[str, Tensor] = {}
+        self._tensors = tensors_of(model)
+        # Shared tensors have several keys, and one name.
+        first: dict[int, str] = {}
+        self._name = {key: first.setdefault(id(tensor), key) for key, tensor in self._tensors.items()}
+        self._zeros: dict[str, list[tuple[int, Tensor]]] = {}
+        for (key, axis), positions in (zeros or {}).items():
+            self._zeros.setdefault(self._name[key], []).append((axis, positions))
+
+    def value(self, key: str) -> Tensor:
+        """The float64 numbers of a parameter or buffer: its own tensor, or else a copy."""
+        name = self._name[key]
+        if name in self.owned:
+            return self.owned[name]
+        tensor = in_double(self._tensors[name].detach())
+        for axis, positions in self._zeros.get(name, ()):
+            tensor.index_fill_(axis, positions.to(tensor.device), 0)
+        return tensor
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the network has such a parameter or buffer."""
+        return key in self._name
+
+    def own(self, key: str) -> Tensor:
+        """As ``value``, kept from now on: it may be changed in place."""
+        return self.owned.setdefault(self._name[key], self.value(key))
+
+    def filled(self) -> Filled:
+        """The mode in which ``module`` computes."""
+        return Filled(sources_of(self.module, self.value))
+
+    def outputs(self, inputs: Inputs) -> list[Tensor]:
+        """All tensors that a forward pass on float64 inputs returns."""
+        with self.filled():
+            return outputs_of(self.module, inputs)
+
+
+def sources_of(module: nn.Module, value: Callable[[str], Tensor]) -> dict[int, Callable[[], Tensor]]:
+    """Sources for ``Filled`` from a function of the state-dict key."""
+    floating = ((key, t) for key, t in tensors_of(module).items() if t.is_floating_point() or t.is_complex())
+    return {id(tensor): (lambda key=key: value(key)) for key, tensor in floating}  # type: ignore[misc]
+
+
+def random_inputs(
+    shapes: Iterable[tuple[Iterable[int], torch.dtype]], device: torch.device, *, seed: int
+) -> Inputs:
+    """Float64 noise where the dtype is floating-point, else zeros, which index and mask nothing wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device)
+        if dtype.is_floating_point
+        else torch.zeros(tuple(shape), dtype=dtype, device=device)
+        for shape, dtype in shapes
+    )
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """All tensors that a forward pass returns, whatever holds them.
+
+    What the forward pass makes of nothing is of the first input's dtype, if that is floating-point.
+    """
+    default = torch.get_default_dtype()
+    if inputs[0].is_floating_point():
+        torch.set_default_dtype(inputs[0].dtype)
+    try:
+        with torch.no_grad():
+            return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+    finally:
+        torch.set_default_dtype(default)
+
+
+def smallest(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Inputs with the smallest height, width or length that the network accepts: channels do not care.
+
+    Args:
+        model: Network; it is not changed.
+        inputs: Inputs (N, C, ...) that it accepts.
+
+    Returns:
+        Slices of ``inputs``: at most ``SIDES[0]`` places per spatial axis if the network takes that and
+        makes of it as many outputs with as many axes and the same batch; else the next of ``SIDES``; else
+        ``inputs``.
+    """
+    longest = max((size for tensor in inputs for size in tensor.shape[2:]), default=0)
+    if longest <= SIDES[0] or not all(tensor.dim() > 2 for tensor in inputs):
+        return inputs
+    shell = duplicate(model, lambda tensor: tensor.to("meta")).eval()
+
+    def kinds(batch: Inputs) -> list[tuple[int, int]] | None:
+        try:
+            with torch.device("meta"):
+                found = outputs_of(shell, tuple(tensor.to("meta") for tensor in batch))
+        except Exception:  # the forward pass is the user's: it may raise anything
+            return None
+        return [(tensor.dim(), tensor.shape[0] if tensor.dim() else 1) for tensor in found]
+
+    wanted = kinds(inputs)
+    for side in SIDES:
+        if wanted is None or side >= longest:
+            break
+        places = [(..., *[slice(side)] * (tensor.dim() - 2)) for tensor in inputs]
+        batch = tuple(tensor[place] for tensor, place in zip(inputs, places, strict=True))  # type: ignore[index]
+        if kinds(batch) == wanted:
+            return batch
+    return inputs
+
+
+def disagreement(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Largest difference of two sets of outputs, relative to the largest magnitude of ``theirs``.
+
+    Raises:
+        SlimError: The outputs differ in number or shape.
+    """
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+        raise SlimError(
+            "could not slim the network",
+            where="the output shape",
+            value=[tuple(tensor.shape) for tensor in ours],
+            expected=str([tuple(tensor.shape) for tensor in theirs]),
+        )
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if not b.is_complex():
+            a, b = a.double(), b.double()
+        scale = float(b.abs().max()) if b.numel() else 0.0
+        gap = float((a - b).abs().max()) if b.numel() else 0.0
+        # `not <=` instead of `>`: a NaN on either side is a disagreement, and so is an infinity.
+        if not gap <= 0:
+            share = gap / scale if 0 < scale < float("inf") else float("inf")
+            worst = max(worst, share) if share == share else float("inf")
+    return worst

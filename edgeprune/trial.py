@@ -1,0 +1,248 @@
+"""Deciding by trying: units are cut out of a network with random weights, and the oracle looks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from edgeprune.channels import ChannelGroup
+from edgeprune.cutting import chosen, cut, device_of, first_line, shared, tensors_of
+from edgeprune.errors import ModelError
+from edgeprune.oracle import (
+    Filled,
+    Inputs,
+    disagreement,
+    hollow,
+    in_double,
+    outputs_of,
+    random_inputs,
+    sources_of,
+)
+
+ATTEMPTS = 4
+"""How often groups are cut, each time in another way, where the graph leaves a doubt."""
+
+FEW_ATTEMPTS = 2
+"""The same where it leaves none: each unit is cut once."""
+
+TOLERANCE = 1e-7
+"""Largest relative difference of outputs: random weights may amplify rounding, and ``slim`` looks again."""
+
+
+class Trial:
+    """Cuts groups out of a copy with random weights and compares with the oracle.
+
+    The weights are views of little noise and are made as an operator reads them, so a trial needs no more
+    memory than one layer.
+
+    Args:
+        model: Network; it is not changed.
+        inputs: Its inputs at batch 1.
+        in_training: Try the forward pass in training mode too.
+
+    Raises:
+        ModelError: The network does not run in float64.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, *, in_training: bool) -> None:
+        self.model = hollow(model)
+        self.inputs = random_inputs([(x.shape, x.dtype) for x in inputs], device_of(model), seed=0)
+        self.real = {key: tensor.detach() for key, tensor in tensors_of(model).items()}
+        # Shared tensors have several keys, and one name.
+        first: dict[int, str] = {}
+        self.name = {key: first.setdefault(id(tensor), key) for key, tensor in tensors_of(model).items()}
+        self.drawn = {first[id(parameter)] for parameter in model.parameters()}
+        self.attempts = ATTEMPTS
+        self.settled: dict[str, Tensor] = {}
+        self.trains = in_training and self._fault_in_training(self.model, self.value) is None
+
+    def value(self, key: str) -> Tensor:
+        """The numbers of a parameter or buffer of the network that is tried; for reading only."""
+        name = self.name[key]
+        if name in self.settled:
+            return self.settled[name]
+        return noise(self.real[name], name) if name in self.drawn else in_double(self.real[name])
+
+    def failing(
+        self, groups: tuple[ChannelGroup, ...], nodes: dict[str, list[str]], *, doubtful: bool
+    ) -> dict[str, str]:
+        """Names of the groups that can not be cut as they are, with the reason.
+
+        All groups are tried at once; only if that fails, half of them, and so on.
+
+        Args:
+            groups: All groups.
+            nodes: Per group the nodes with policies that touch it: these are under suspicion.
+            doubtful: The graph leaves a choice: look more often.
+        """
+        groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
+        self.attempts = ATTEMPTS if doubtful else FEW_ATTEMPTS
+        if self._fault(groups) is None:
+            return {}
+        good, failed = self._sift((), tuple(group for group in groups if not nodes[group.name]))
+        return failed | self._sift(good, tuple(group for group in groups if nodes[group.name]))[1]
+
+    def _sift(
+        self, good: tuple[ChannelGroup, ...], groups: tuple[ChannelGroup, ...]
+    ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+        """The groups that can be cut beside the good ones, with these; and those that can not."""
+        fault = self._fault((*good, *groups)) if groups else None
+        if fault is None:
+            return (*good, *groups), {}
+        if len(groups) == 1:
+            return good, {groups[0].name: fault}
+        half = len(groups) // 2
+        good, first = self._sift(good, groups[:half])
+        good, second = self._sift(good, groups[half:])
+        return good, first | second
+
+    def _fault(self, groups: tuple[ChannelGroup, ...]) -> str | None:
+        """What goes wrong when units of each of these groups are cut, or None."""
+        if not groups:
+            return None
+        faults = (self._fault_of(groups, attempt) for attempt in range(self.attempts))
+        return next((fault for fault in faults if fault is not None), None)
+
+    def _fault_of(self, groups: tuple[ChannelGroup, ...], attempt: int) -> str | None:
+        """What goes wrong in one attempt, or None."""
+        kept: dict[tuple[str, int], Tensor] = {}
+        columns: dict[tuple[str, int], list[int]] = {}
+        for group in groups:
+            removed = some_units(group, attempt, self.attempts)
+            for member in group.members:
+                key = (member.tensor, member.axis)
+                gone = member.positions(removed)
+                length = self.real[member.tensor].shape[member.axis]
+                kept.setdefault(key, torch.ones(length, dtype=torch.bool))[gone] = False
+                if member.role == "in":
+                    columns.setdefault(key, []).extend(gone)
+        theirs = self._dense({key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()})
+        cuts = {key: mask.nonzero()[:, 0] for key, mask in kept.items()}
+        slim = shared(self.model)
+        cut(slim, cuts)
+        axes: dict[str, list[tuple[int, Tensor]]] = {}
+        for (tensor, axis), keep in cuts.items():
+            axes.setdefault(tensor, []).append((axis, keep))
+
+        def value(key: str) -> Tensor:
+            tensor = self.value(key)
+            for axis, keep in axes.get(self.name[key], ()):
+                tensor = chosen(tensor, axis, keep)
+            return tensor
+
+        try:
+            with warnings.catch_warnings(), Filled(sources_of(slim, value)):
+                warnings.simplefilter("ignore")
+                error = disagreement(outputs_of(slim, self.inputs), theirs)
+        except Exception as reason:  # the forward pass is the user's: it may raise anything
+            return first_line(reason)
+        if not error <= TOLERANCE:
+            return f"the outputs change by {error:.1e}"
+        return self._fault_in_training(slim, value) if self.trains else None
+
+    def _dense(self, zeros: dict[tuple[str, int], Tensor]) -> list[Tensor]:
+        """Outputs of the whole network with these columns at zero; its norms settle on what they receive."""
+        axes: dict[str, list[tuple[int, Tensor]]] = {}
+        for (tensor, axis), positions in zeros.items():
+            axes.setdefault(tensor, []).append((axis, positions))
+
+        def value(key: str) -> Tensor:
+            tensor = self.value(key)
+            for axis, positions in axes.get(self.name[key], ()):
+                tensor = tensor.index_fill(axis, positions.to(tensor.device), 0)
+            return tensor
+
+        self.settled = {}
+        try:
+            with self._settling(), Filled(sources_of(self.model, value)):
+                return outputs_of(self.model, self.inputs)
+        except Exception as reason:
+            raise ModelError(
+                "could not run the network in float64, in which every cut is checked",
+                where="its forward pass",
+                value=f"failing ({first_line(reason)})",
+                expected="one that follows the dtype of its weights and input",
+            ) from reason
+
+    @contextlib.contextmanager
+    def _settling(self) -> Iterator[None]:
+        """Give each norm statistics that suit its input: without them deep networks overflow or saturate."""
+        names = {id(tensor): self.name[key] for key, tensor in tensors_of(self.model).items()}
+
+        def settle(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+            mean, var = (names.get(id(getattr(norm, kind))) for kind in ("running_mean", "running_var"))
+            if args and mean is not None and var is not None and mean not in self.settled:
+                channels = args[0].detach().transpose(0, 1).flatten(1)
+                self.settled |= {mean: channels.mean(1) / 2, var: channels.square().mean(1) + 0.1}
+
+        norms = [module for module in self.model.modules() if isinstance(module, _NormBase)]
+        hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _fault_in_training(self, model: nn.Module, value: Callable[[str], Tensor]) -> str | None:
+        """What goes wrong in a forward pass in training mode with a batch of two, or None."""
+        model = shared(model).train()
+        devices = {tensor.device for tensor in self.inputs if tensor.is_cuda}
+        try:
+            with (
+                torch.random.fork_rng(devices=devices),
+                warnings.catch_warnings(),
+                Filled(sources_of(model, lambda key: value(key).clone())),  # statistics are written to
+            ):
+                warnings.simplefilter("ignore")
+                outputs_of(model, tuple(torch.cat([tensor, tensor]) for tensor in self.inputs))
+        except Exception as reason:  # as above
+            return f"training mode: {first_line(reason)}"
+        return None
+
+
+def noise(tensor: Tensor, key: str) -> Tensor:
+    """Numbers in place of a parameter's, so that every channel matters: a view of little noise.
+
+    Weights are of the usual size, vectors above 0.
+
+    Args:
+        tensor: The parameter; only its shape and device count.
+        key: Seed.
+    """
+    if not tensor.is_floating_point():
+        return in_double(tensor)
+    shape = tensor.shape
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    if tensor.dim() <= 1:
+        vector = torch.empty(shape, dtype=torch.float64).uniform_(0.5, 1.5, generator=generator)
+        return vector.to(tensor.device)
+    # From the last axis to the first: 1, 4, 13, 40. Equal numbers lie askew to all axes.
+    strides = [(3 ** (len(shape) - axis) - 1) // 2 for axis in range(len(shape))]
+    length = 1 + sum(step * (size - 1) for step, size in zip(strides, shape, strict=True))
+    fan_in = max(1, math.prod(shape[1:]))
+    drawn = torch.empty(max(1, length), dtype=torch.float64)
+    drawn.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+    return drawn.to(tensor.device).as_strided(shape, strides)
+
+
+def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
+    """The units to cut in an attempt: each unit has one, and each group other numbers of units.
+
+    In the first attempt the number is odd: an even one could slip through a hard-coded division. In the
+    others it may be 0, so that what must lose equally many units, and does not, is found out.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
+    order = torch.randperm(group.size, generator=generator)
+    turns = torch.randint(0, attempts, (group.size,), generator=generator)
+    turns[0] = 0  # never all units at once
+    turns[1] = max(1, int(turns[1]))
+    if int((turns == 0).sum()) % 2 == 0:
+        turns[-1] = 0 if turns[-1] else 1
+    return order[turns == attempt].tolist()
