@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 from torch import Tensor, nn
 
 from edgeprune.channels import ChannelGroup, Member
@@ -76,34 +79,70 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
             if site.tensor == name:
                 for root in component[site.unit.numpy()].tolist():
                     reasons.setdefault(root, text)
-    # Where does each unit live, and which units share all their producers?
-    homes: dict[int, dict[tuple[str, int], list[int]]] = {}
+    # Units that share all their producers are a family: a group.
     producers: dict[int, list[tuple[str, int]]] = {}
+    at = {key: component[site.unit.numpy()] for key, site in ledger.sites.items()}
     for key, site in ledger.sites.items():
-        for position, root in enumerate(component[site.unit.numpy()].tolist()):
-            homes.setdefault(root, {}).setdefault(key, []).append(position)
-            if site.produces and producers.setdefault(root, [key])[-1] != key:
-                producers[root].append(key)
+        if site.produces:
+            for root in dict.fromkeys(at[key].tolist()):
+                producers.setdefault(root, []).append(key)
     families: dict[tuple[tuple[tuple[str, int], ...], str | None], list[int]] = {}
     for root, keys in producers.items():
         families.setdefault((tuple(keys), reasons.get(root)), []).append(root)
+    homes = places_of(at, list(families.values()), len(component))
     groups: list[ChannelGroup] = []
     names: set[str] = set()
     nodes: dict[str, list[str]] = {}
-    for (sites, reason), roots in families.items():
-        tensor = sites[0][0]
-        name = unique_name(tensor.rpartition(".")[0] or tensor, names)
-        if reason is None and len(roots) == 1 and len(homes[roots[0]][sites[0]]) > 1:
+    for ((sites, reason), roots), home in zip(families.items(), homes, strict=True):
+        first = sites[0][0]
+        name = unique_name(first.rpartition(".")[0] or first, names)
+        if reason is None and len(roots) == 1 and len(home[sites[0]][0]) > 1:
             reason = "its channels can only go all together"
             merged = [text for labels, text in ledger.merges if roots[0] in component[labels.numpy()]]
             reason += f" ({merged[0]})" if merged else ""
-        groups.append(read_group(ledger, name, roots, homes, reason))
+        groups.append(read_group(ledger, name, len(roots), home, reason))
         nodes[name] = [node for node, found in touched.items() if not found.isdisjoint(roots)]
     for layer, size, reason in ledger.unlabelled:
         name = unique_name(layer, names)
         groups.append(ChannelGroup(name, size, (), reason, (None,) * size))
         nodes[name] = []
     return tuple(groups), nodes
+
+
+Home = dict[tuple[str, int], tuple[tuple[int, ...], ...]]
+"""By site, where each unit of a group lives."""
+
+
+def places_of(at: dict[tuple[str, int], np.ndarray], families: list[list[int]], count: int) -> list[Home]:
+    """Where the units of each family live.
+
+    Args:
+        at: By site, (length,) the component at each position.
+        families: Components of each family, in the order of its units.
+        count: No component's number is as large.
+    """
+    family, rank = np.full(count, -1), np.zeros(count, np.int64)
+    for number, roots in enumerate(families):
+        family[roots], rank[roots] = number, np.arange(len(roots))
+    homes: list[Home] = [{} for _ in families]
+    for key, here in at.items():
+        order = np.lexsort((rank[here], family[here]))
+        order = order[np.searchsorted(family[here][order], 0) :]  # without what no family has
+        ends = np.flatnonzero(np.diff(family[here[order]], append=-1)) + 1
+        for start, end in zip([0, *ends[:-1]], ends, strict=True) if len(order) else ():
+            positions = order[start:end]
+            number = family[here[positions[0]]]
+            homes[number][key] = by_unit(positions, rank[here[positions]], len(families[number]))
+    return homes
+
+
+def by_unit(positions: np.ndarray, units: np.ndarray, size: int) -> tuple[tuple[int, ...], ...]:
+    """Positions of each of ``size`` units, from the unit of each position; both ordered by unit."""
+    if len(units) == size and bool((units == np.arange(size)).all()):
+        return tuple(zip(positions.tolist(), strict=True))
+    ends = np.searchsorted(units, np.arange(size + 1)).tolist()
+    listed = positions.tolist()
+    return tuple(tuple(listed[start:end]) for start, end in itertools.pairwise(ends))
 
 
 def unique_name(name: str, taken: set[str]) -> str:
@@ -116,45 +155,43 @@ def unique_name(name: str, taken: set[str]) -> str:
     return unique
 
 
-def read_group(
-    ledger: Ledger,
-    name: str,
-    roots: list[int],
-    homes: dict[int, dict[tuple[str, int], list[int]]],
-    reason: str | None,
-) -> ChannelGroup:
-    """One group from the components that it consists of."""
-    keys = list(dict.fromkeys(key for root in roots for key in homes[root]))
-    sites = [ledger.sites[key] for key in keys]
+def read_group(ledger: Ledger, name: str, size: int, home: Home, reason: str | None) -> ChannelGroup:
+    """One group from the places of its units."""
     # Producers first, in graph order; then what carries the units; consumers last.
-    sites.sort(key=lambda site: (site.role == "in", not site.produces))
+    sites = sorted(
+        (ledger.sites[key] for key in home), key=lambda site: (site.role == "in", not site.produces)
+    )
     members = tuple(
         Member(
-            site.tensor, site.axis, site.role,
-            tuple(tuple(homes[root].get((site.tensor, site.axis), ())) for root in roots),
+            site.tensor, site.axis, site.role, home[site.tensor, site.axis],
             site.norm, site.padded, site.mean_after if ledger.calls[site.mean_after or ""] == 1 else None,
         )
         for site in sites
     )  # fmt: skip
-    constant = tuple(constant_when(ledger, sites, homes[root]) for root in roots)
-    return ChannelGroup(name, len(roots), members, reason, constant)
+    return ChannelGroup(name, size, members, reason, constants_when(ledger, sites, home, size))
 
 
-def constant_when(
-    ledger: Ledger, sites: list[Site], home: dict[tuple[str, int], list[int]]
-) -> tuple[tuple[str, int], ...] | None:
-    """Norm weights that must be zero for a unit to be a constant at every consumer; None: it never is."""
-    needed: set[tuple[str, int]] = set()
+def constants_when(
+    ledger: Ledger, sites: list[Site], home: Home, size: int
+) -> tuple[tuple[tuple[str, int], ...] | None, ...]:
+    """Per unit, the norm weights that must be zero for it to be a constant at every consumer; None: never."""
+    needed: list[set[int]] = [set() for _ in range(size)]
     for site in sites:
-        positions = home.get((site.tensor, site.axis), [])
-        if site.role != "in" or not positions:
+        if site.role != "in":
             continue
-        if len(site.constant) != 1:
-            return None  # the consumer is used twice: its input may be two different constants
-        # A grouped convolution's column is read once per group.
-        channels = site.constant[0].view(-1, len(site.unit))[:, positions].reshape(-1)
-        for number in channels.tolist():
-            if number == VARIES:
-                return None
-            needed |= ledger.constant_sets[number] or set()
-    return tuple(sorted(needed))
+        # A grouped convolution's column is read once per group. A consumer that is used twice may receive
+        # two different constants: it counts as varying.
+        once = len(site.constant) == 1
+        numbers = site.constant[0].view(-1, len(site.unit)).T.tolist() if once else None
+        for unit, positions in enumerate(home[site.tensor, site.axis]):
+            for position in positions:
+                needed[unit].update(numbers[position] if numbers else (VARIES,))
+    return tuple(when_zero(ledger, frozenset(numbers)) for numbers in needed)
+
+
+def when_zero(ledger: Ledger, numbers: frozenset[int]) -> tuple[tuple[str, int], ...] | None:
+    """All norm weights of several constant sets; None if a place varies."""
+    if VARIES in numbers:
+        return None
+    sets = [ledger.constant_sets[number] or frozenset() for number in numbers]
+    return tuple(sorted(frozenset().union(*sets)))

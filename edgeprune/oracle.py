@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.cutting import duplicate, tensors_of
 from edgeprune.errors import SlimError
@@ -69,12 +69,15 @@ class Filled(TorchFunctionMode):
             found = func(*args, **kwargs)
             if not isinstance(found, Tensor):
                 return found  # shape, dtype, device ...
-        fill = lambda value: self._filled(value) if isinstance(value, Tensor) else value  # noqa: E731
-        return func(*tree_map(fill, args), **tree_map(fill, kwargs))
+        return func(*self._filled(args), **{key: self._filled(value) for key, value in kwargs.items()})
 
-    def _filled(self, tensor: Tensor) -> Tensor:
-        source = self.sources.get(id(tensor))
-        return tensor if source is None else source()
+    def _filled(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            source = self.sources.get(id(value))
+            return value if source is None else source()
+        if type(value) in (tuple, list):
+            return type(value)(map(self._filled, value))
+        return value
 
 
 class Double:

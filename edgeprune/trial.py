@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +65,17 @@ class Trial:
 
     def value(self, key: str) -> Tensor:
         """The numbers of a parameter or buffer of the network that is tried; for reading only."""
+        return self.part(key, ())
+
+    def part(self, key: str, kept: Iterable[tuple[int, Tensor]]) -> Tensor:
+        """The same at the kept positions of some axes."""
         name = self.name[key]
-        if name in self.settled:
-            return self.settled[name]
-        return noise(self.real[name], name) if name in self.drawn else in_double(self.real[name])
+        if name in self.drawn and name not in self.settled and self.real[name].is_floating_point():
+            return noise(self.real[name], name, dict(kept))
+        tensor = self.settled[name] if name in self.settled else in_double(self.real[name])
+        for axis, keep in kept:
+            tensor = chosen(tensor, axis, keep)
+        return tensor
 
     def failing(
         self, groups: tuple[ChannelGroup, ...], nodes: dict[str, list[str]], *, doubtful: bool
@@ -132,10 +139,7 @@ class Trial:
             axes.setdefault(tensor, []).append((axis, keep))
 
         def value(key: str) -> Tensor:
-            tensor = self.value(key)
-            for axis, keep in axes.get(self.name[key], ()):
-                tensor = chosen(tensor, axis, keep)
-            return tensor
+            return self.part(key, axes.get(self.name[key], ()))
 
         try:
             with warnings.catch_warnings(), Filled(sources_of(slim, value)):
@@ -149,14 +153,17 @@ class Trial:
 
     def _dense(self, zeros: dict[tuple[str, int], Tensor]) -> list[Tensor]:
         """Outputs of the whole network with these columns at zero; its norms settle on what they receive."""
-        axes: dict[str, list[tuple[int, Tensor]]] = {}
+        factors: dict[str, list[Tensor]] = {}
         for (tensor, axis), positions in zeros.items():
-            axes.setdefault(tensor, []).append((axis, positions))
+            shape = [1] * self.real[tensor].dim()
+            shape[axis] = -1
+            factor = torch.ones(self.real[tensor].shape[axis], dtype=torch.float64)
+            factors.setdefault(tensor, []).append(factor.index_fill(0, positions, 0).view(shape))
 
         def value(key: str) -> Tensor:
             tensor = self.value(key)
-            for axis, positions in axes.get(self.name[key], ()):
-                tensor = tensor.index_fill(axis, positions.to(tensor.device), 0)
+            for factor in factors.get(self.name[key], ()):
+                tensor = tensor * factor.to(tensor.device)
             return tensor
 
         self.settled = {}
@@ -207,29 +214,36 @@ class Trial:
         return None
 
 
-def noise(tensor: Tensor, key: str) -> Tensor:
-    """Numbers in place of a parameter's, so that every channel matters: a view of little noise.
+def noise(tensor: Tensor, key: str, kept: Mapping[int, Tensor]) -> Tensor:
+    """Numbers in place of a parameter's, so that every channel matters: little noise, read over and over.
 
     Weights are of the usual size, vectors above 0.
 
     Args:
-        tensor: The parameter; only its shape and device count.
+        tensor: The parameter, floating-point; only its shape and device count.
         key: Seed.
+        kept: Positions that are wanted, by axis; all of the others.
     """
-    if not tensor.is_floating_point():
-        return in_double(tensor)
     shape = tensor.shape
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-    if tensor.dim() <= 1:
-        vector = torch.empty(shape, dtype=torch.float64).uniform_(0.5, 1.5, generator=generator)
-        return vector.to(tensor.device)
     # From the last axis to the first: 1, 4, 13, 40. Equal numbers lie askew to all axes.
     strides = [(3 ** (len(shape) - axis) - 1) // 2 for axis in range(len(shape))]
-    length = 1 + sum(step * (size - 1) for step, size in zip(strides, shape, strict=True))
-    fan_in = max(1, math.prod(shape[1:]))
-    drawn = torch.empty(max(1, length), dtype=torch.float64)
-    drawn.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-    return drawn.to(tensor.device).as_strided(shape, strides)
+    drawn = torch.empty(
+        1 + sum(step * max(0, size - 1) for step, size in zip(strides, shape, strict=True)),
+        dtype=torch.float64,
+    )
+    if tensor.dim() > 1:
+        drawn.normal_(0, (2 / max(1, math.prod(shape[1:]))) ** 0.5, generator=generator)
+    else:
+        drawn.uniform_(0.5, 1.5, generator=generator)
+    drawn = drawn.to(tensor.device)
+    if not kept:
+        return drawn.as_strided(shape, strides)
+    places = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for axis, (step, size) in enumerate(zip(strides, shape, strict=True)):
+        positions = kept[axis].to(tensor.device) if axis in kept else torch.arange(size, device=tensor.device)
+        places = places[..., None] + step * positions
+    return drawn.take(places)
 
 
 def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
