@@ -247,16 +247,23 @@ def noise(tensor: Tensor, key: str, kept: Mapping[int, Tensor]) -> Tensor:
 
 
 def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
-    """The units to cut in an attempt: each unit has one, and each group other numbers of units.
+    """The units to cut in an attempt: never all, each in at least one attempt, other numbers in other groups.
 
     In the first attempt the number is odd: an even one could slip through a hard-coded division. In the
-    others it may be 0, so that what must lose equally many units, and does not, is found out.
+    second it may be 0, so that what must lose equally many units, and does not, is found out. Then many
+    units go, and then all but one or two: pieces of rounded sizes change their number only then. Of few
+    attempts the second cuts what the first one leaves.
     """
+    size = group.size
     generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
-    order = torch.randperm(group.size, generator=generator)
-    turns = torch.randint(0, attempts, (group.size,), generator=generator)
-    turns[0] = 0  # never all units at once
-    turns[1] = max(1, int(turns[1]))
-    if int((turns == 0).sum()) % 2 == 0:
-        turns[-1] = 0 if turns[-1] else 1
-    return order[turns == attempt].tolist()
+    order = torch.randperm(size, generator=generator).tolist()
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(min(low, high), high + 1, (), generator=generator))
+
+    few = number(1, max(1, size // 3) if attempts == ATTEMPTS else size // 2)
+    few -= 1 - few % 2
+    if attempts < ATTEMPTS:
+        return order[few:] if attempt else order[:few]
+    none, many, left = number(0, size // 2), number(size // 2, size - 1), number(1, min(2, few))
+    return [order[:few], order[size - none :], order[size - many :], order[left:]][attempt]
