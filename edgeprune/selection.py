@@ -227,7 +227,9 @@ class Chooser:
         """The plan that keeps the units with scores above ``threshold``."""
         planned = [self._planned(group, threshold) for group in self.free]
         planned = [group for group in planned if len(group.keep) < group.size]
-        needs = [self.constant[group.name][unit] for group in planned for unit in group.constant]
+        # A carrier emits another constant than before: what it contributed moves as well.
+        moved = [(g.name, unit) for g in planned for unit in (*g.constant, g.carrier) if unit is not None]
+        needs = [self.constant[name][unit] for name, unit in moved]
         biases = {layer for need in needs for layer in need.biases}
         members = [member for group in planned for member in group.members]
         shapes = {member.tensor: self.shapes[member.tensor] for member in members}

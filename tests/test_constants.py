@@ -216,6 +216,32 @@ def residual() -> Any:
     return net.eval()
 
 
+def test_a_carriers_own_constant_finds_a_place_where_those_of_the_removed_are_zero() -> None:
+    """Found by the property test: the removed unit is 0 behind the ReLU, its carrier is not."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.norm(m.conv(x))
+        return m.pad(x) + m.one(F.relu(x))
+
+    net = Net(
+        forward,
+        conv=conv(3, 4, bias=False),
+        norm=nn.BatchNorm2d(4),
+        pad=conv(4, 2),
+        one=conv(4, 2, 1, bias=False),
+    ).eval()
+    randomise(net)
+    with torch.no_grad():
+        net.norm.weight[:2] = 0
+        net.norm.bias[:2] = torch.tensor([1.0, -1.0])
+    groups = find_groups(net, torch.zeros(IMAGE))
+    plan = make_plan(net, groups, {"conv": net.norm.weight.detach().abs()}, torch.zeros(IMAGE))
+    assert plan.groups[0].carrier == 0
+    assert plan.groups[0].constant == (1,)
+    assert plan.new_biases == ("one",)
+    assert gap(slim(net.double(), plan), net, (torch.randn(IMAGE),)) <= TOLERANCE
+
+
 def test_a_residual_stream() -> None:
     net = residual()
     for norm in (net.stem[1], net.b[1], net.d[1]):
