@@ -44,6 +44,8 @@ class ChannelGroup:
         size: Number of units.
         members: Every place that the units occupy; none if the layer's weight is not a parameter.
         frozen_because: Why the units can not be removed, or None.
+        inexact_because: Why removing units changes what the others compute, or None: none of the network's
+            layers notices. Only ``find_groups(..., exact=False)`` offers such units.
         constant_when: Per unit, the (norm weight key, position) pairs that must all be exactly 0 for the
             unit to reach every consumer as a constant, so that it can be removed without changing the
             function; None: the unit is never constant.
@@ -54,3 +56,4 @@ class ChannelGroup:
     members: tuple[Member, ...]
     frozen_because: str | None = None
     constant_when: tuple[tuple[tuple[str, int], ...] | None, ...] = ()
+    inexact_because: str | None = None

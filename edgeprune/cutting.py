@@ -100,6 +100,10 @@ def tell_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         held = [module.weight, module.running_mean]
         module.num_features = next(len(vector) for vector in held if vector is not None)
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
 

@@ -56,6 +56,10 @@ class PlanError(EdgepruneError):
     """A plan cannot be made (the message says what can) or does not fit its network."""
 
 
+class InexactWarning(UserWarning):
+    """A plan cut what only an inexact cut can remove; the message says by how much the function changed."""
+
+
 class SlimError(EdgepruneError):
     """Surgery would change the function of the network; nothing was handed over."""
 

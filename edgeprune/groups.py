@@ -15,7 +15,9 @@ from edgeprune.tracing import Trace
 from edgeprune.trial import Trial
 
 
-def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[ChannelGroup, ...]:
+def find_groups(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], *, exact: bool = True
+) -> tuple[ChannelGroup, ...]:
     """Find the channel groups of any network by running its graph on labels.
 
     The network is not changed. Groups that can not be cut are returned too, with ``frozen_because`` set.
@@ -23,6 +25,9 @@ def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple
     Args:
         model: Any module that ``torch.export`` takes.
         example: Input (N, C, H, W), or a tuple of inputs; only the first sample is used.
+        exact: Freeze units whose removal changes what the others compute: those that layer norms, group
+            norms or reductions over channels read. With False they are offered, with ``inexact_because``
+            set, and ``slim`` warns by how much the function changed.
 
     Raises:
         ModelError: The network does not run on the example, or ``torch.export`` refuses it.
@@ -38,7 +43,7 @@ def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple
     policy: dict[str, int] = {}
     refused: list[tuple[tuple[str, int], list[int], str]] = []
     while True:
-        ledger = trace.run(policy)
+        ledger = trace.run(policy, exact=exact)
         for key, positions, reason in refused:
             ledger.freeze(ledger.sites[key].unit[positions], reason)
         groups, nodes = assemble(ledger)
@@ -70,7 +75,7 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
     Returns:
         The groups in graph order, and for each group's name the nodes with policies that touch it.
     """
-    component, reasons = ledger.roots()
+    component, reasons, inexact = ledger.roots()
     touched = {
         node: set(component[choice.labels.numpy()].tolist()) for node, choice in ledger.choices.items()
     }
@@ -86,21 +91,22 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
         if site.produces:
             for root in dict.fromkeys(at[key].tolist()):
                 producers.setdefault(root, []).append(key)
-    families: dict[tuple[tuple[tuple[str, int], ...], str | None], list[int]] = {}
+    families: dict[tuple[tuple[tuple[str, int], ...], str | None, str | None], list[int]] = {}
     for root, keys in producers.items():
-        families.setdefault((tuple(keys), reasons.get(root)), []).append(root)
+        why = reasons.get(root)
+        families.setdefault((tuple(keys), why, None if why else inexact.get(root)), []).append(root)
     homes = places_of(at, list(families.values()), len(component))
     groups: list[ChannelGroup] = []
     names: set[str] = set()
     nodes: dict[str, list[str]] = {}
-    for ((sites, reason), roots), home in zip(families.items(), homes, strict=True):
+    for ((sites, reason, mark), roots), home in zip(families.items(), homes, strict=True):
         first = sites[0][0]
         name = unique_name(first.rpartition(".")[0] or first, names)
         if reason is None and len(roots) == 1 and len(home[sites[0]][0]) > 1:
             reason = "its channels can only go all together"
             merged = [text for labels, text in ledger.merges if roots[0] in component[labels.numpy()]]
             reason += f" ({merged[0]})" if merged else ""
-        groups.append(read_group(ledger, name, len(roots), home, reason))
+        groups.append(read_group(ledger, name, len(roots), home, reason, mark))
         nodes[name] = [node for node, found in touched.items() if not found.isdisjoint(roots)]
     for layer, size, reason in ledger.unlabelled:
         name = unique_name(layer, names)
@@ -155,7 +161,9 @@ def unique_name(name: str, taken: set[str]) -> str:
     return unique
 
 
-def read_group(ledger: Ledger, name: str, size: int, home: Home, reason: str | None) -> ChannelGroup:
+def read_group(
+    ledger: Ledger, name: str, size: int, home: Home, reason: str | None, mark: str | None
+) -> ChannelGroup:
     """One group from the places of its units."""
     # Producers first, in graph order; then what carries the units; consumers last.
     sites = sorted(
@@ -168,7 +176,8 @@ def read_group(ledger: Ledger, name: str, size: int, home: Home, reason: str | N
         )
         for site in sites
     )  # fmt: skip
-    return ChannelGroup(name, size, members, reason, constants_when(ledger, sites, home, size))
+    constant = constants_when(ledger, sites, home, size)
+    return ChannelGroup(name, size, members, reason, constant, None if reason else mark)
 
 
 def constants_when(

@@ -102,7 +102,9 @@ class Ledger:
         fixed_tensors: Parameters that are used in a way that fixes all of their axes, with the reason.
         unlabelled: (name, channels, reason) of layers whose rows have no labels.
         sites: By (tensor, axis).
+        exact: Units that only an inexact cut can remove must stay; else they are marked.
         notes: (labels, reason) of units that must stay.
+        marks: (labels, reason) of units whose removal changes the function.
         ties: (2, n) pairs of labels of units that go together.
         merges: (labels, reason) of units of one axis that go together.
         units: Number of labels given out; 0 is FIXED.
@@ -112,11 +114,13 @@ class Ledger:
     """
 
     policy: dict[str, int] = field(default_factory=dict)
+    exact: bool = True
     choices: dict[str, Choice] = field(default_factory=dict)
     fixed_tensors: dict[str, str] = field(default_factory=dict)
     unlabelled: list[tuple[str, int, str]] = field(default_factory=list)
     sites: dict[tuple[str, int], Site] = field(default_factory=dict)
     notes: list[tuple[Tensor, str]] = field(default_factory=list)
+    marks: list[tuple[Tensor, str]] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)
     merges: list[tuple[Tensor, str]] = field(default_factory=list)
     units: int = 1
@@ -166,6 +170,12 @@ class Ledger:
         if len(labels):
             self.notes.append((labels, reason))
 
+    def mark(self, labels: Tensor, reason: str) -> None:
+        """Removing these units changes the function, for ``reason``."""
+        labels = units_in(labels)
+        if len(labels):
+            self.marks.append((labels, reason))
+
     def constant_number(self, needed: frozenset[tuple[str, int]]) -> int:
         """Number of a set of norm weights."""
         if needed not in self._set_numbers:
@@ -188,20 +198,23 @@ class Ledger:
         joined = torch.tensor(numbers)[torch.from_numpy(inverse.reshape(-1))]
         return joined.reshape(small[0].shape).expand(a.shape)
 
-    def roots(self) -> tuple[np.ndarray, dict[int, str]]:
+    def roots(self) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
         """Merge tied units.
 
         Returns:
-            (units,) the component of each label, and the reason of each component that must stay.
+            (units,) the component of each label; the reason of each component that must stay; the reason of
+            each one whose removal changes the function.
         """
         pairs = torch.cat(self.ties, 1).numpy() if self.ties else np.zeros((2, 0), np.int64)
         graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), (self.units, self.units))
         component = connected_components(graph, directed=False)[1].astype(np.int64)
         reasons: dict[int, str] = {}
-        for labels, reason in self.notes:
-            for root in component[labels.numpy()].tolist():
-                reasons.setdefault(root, reason)
-        return component, reasons
+        inexact: dict[int, str] = {}
+        for found, notes in ((reasons, self.notes), (inexact, self.marks)):
+            for labels, reason in notes:
+                for root in component[labels.numpy()].tolist():
+                    found.setdefault(root, reason)
+        return component, reasons, inexact
 
 
 def spread(*tensors: Tensor) -> tuple[Tensor, ...]:

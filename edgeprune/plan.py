@@ -29,6 +29,7 @@ class PlannedGroup:
         constant: Removed units that reach every consumer as a constant; what they contribute is kept.
         carrier: A kept constant unit that carries the contribution of ``constant`` into padded convolutions.
         members: As in ``ChannelGroup.members``.
+        inexact_because: As in ``ChannelGroup.inexact_because``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PlannedGroup:
     members: tuple[Member, ...]
     constant: tuple[int, ...] = ()
     carrier: int | None = None
+    inexact_because: str | None = None
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -121,6 +123,7 @@ class Plan:
                 "keep": list(group.keep),
                 "constant": list(group.constant),
                 "carrier": group.carrier,
+                "inexact_because": group.inexact_because,
                 "members": [{**vars(member), "indices": _encode(member.indices)} for member in group.members],
             }
             for group in self.groups
@@ -195,7 +198,9 @@ def _group(entry: dict[str, Any]) -> PlannedGroup:
     _require(set(constant) <= removed, f"a constant unit of {name} is not removed")
     _require(carrier is None or carrier in keep, f"the carrier of {name} is not kept")
     _require(all(member.role in ("in", "out") for member in members), f"a role in {name}")
-    return PlannedGroup(name, size, keep, members, constant, carrier)
+    inexact = entry.get("inexact_because")  # plans were written before it was there
+    _require(inexact is None or isinstance(inexact, str), f"inexact_because of {name}")
+    return PlannedGroup(name, size, keep, members, constant, carrier, inexact)
 
 
 def _numbers(value: Iterable[Any]) -> tuple[int, ...]:

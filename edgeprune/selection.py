@@ -221,7 +221,10 @@ class Chooser:
         constant = tuple(sorted(set(needs) - keep))
         if not needy - keep:
             carrier = None  # nothing is left to carry
-        return PlannedGroup(group.name, group.size, tuple(sorted(keep)), group.members, constant, carrier)
+        return PlannedGroup(
+            group.name, group.size, tuple(sorted(keep)), group.members, constant, carrier,
+            group.inexact_because,
+        )  # fmt: skip
 
     def plan(self, threshold: float) -> Plan:
         """The plan that keeps the units with scores above ``threshold``."""

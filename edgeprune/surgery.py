@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from edgeprune.cutting import (
     shared,
     tensors_of,
 )
-from edgeprune.errors import EdgepruneError, ModelError, PlanError, SlimError
+from edgeprune.errors import EdgepruneError, InexactWarning, ModelError, PlanError, SlimError
 from edgeprune.files import replacing
 from edgeprune.models import build, source_of
 from edgeprune.oracle import Double, Inputs, disagreement, random_inputs, smallest
@@ -47,6 +48,9 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | Inputs | None = None
     units set to zero (constant units excepted: what they contribute is kept) must give the same outputs as
     the slim one, in float64, to ``TOLERANCE`` relative, on every input.
 
+    A plan with inexact groups (see ``find_groups``) must hold so far without them; with them the network only
+    has to run, and a warning says by how much its outputs differ from the oracle's.
+
     Args:
         model: Dense network that the plan was made for; it is not changed.
         plan: The kept units.
@@ -59,8 +63,15 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | Inputs | None = None
         PlanError: The plan is for another network.
         ModelError: The dense network does not run.
         SlimError: The slim network would compute something else, or does not run.
+
+    Warns:
+        InexactWarning: The plan has inexact groups.
     """
     plan.check_fits(model)
+    exact = tuple(group for group in plan.groups if group.inexact_because is None)
+    inexact = [group for group in plan.groups if group.inexact_because]
+    if inexact and exact:
+        slim(model, dataclasses.replace(plan, groups=exact), example=example)
     batches = oracle_inputs(model, plan, example)
     reference = Double(model, dropped_columns(plan))
     try:
@@ -84,7 +95,16 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | Inputs | None = None
         work = Double(small)
         ours = [work.outputs(inputs) for inputs in batches]
     error = max(disagreement(*outputs) for outputs in zip(ours, theirs, strict=True))
-    if not error <= TOLERANCE:
+    if inexact and error < float("inf"):
+        warnings.warn(
+            f"slimming changed the function: its outputs are off by {error:.1e} relative (0 would mean that "
+            "just the removed channels are missing), because of "
+            + f"{inexact[0].name} ({inexact[0].inexact_because})"
+            + (f" and {len(inexact) - 1} more." if len(inexact) > 1 else "."),
+            InexactWarning,
+            stacklevel=2,
+        )
+    elif not error <= TOLERANCE:
         raise SlimError(
             "could not slim the network",
             where="the largest relative change of its outputs",

@@ -54,13 +54,14 @@ class Trace:
         names = self.program.graph_signature.inputs_to_parameters
         return all(node.users for node in self.program.graph.nodes if node.name in names)
 
-    def run(self, policy: dict[str, int]) -> Ledger:
+    def run(self, policy: dict[str, int], *, exact: bool = True) -> Ledger:
         """Run the graph on labels.
 
         Args:
             policy: Per node name, which of its policies is in force; 0 where absent.
+            exact: Freeze what only an inexact cut can remove, instead of marking it.
         """
-        ledger = Ledger(policy=policy, names=self.names)
+        ledger = Ledger(policy=policy, exact=exact, names=self.names)
         values: dict[Node, Any] = {}
         pending = {node: len(node.users) for node in self.program.graph.nodes}
         for node in self.program.graph.nodes:

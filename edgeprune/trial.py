@@ -91,10 +91,18 @@ class Trial:
         """
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
         self.attempts = ATTEMPTS if doubtful else FEW_ATTEMPTS
-        if self._fault(groups) is None:
-            return {}
-        good, failed = self._sift((), tuple(group for group in groups if not nodes[group.name]))
-        return failed | self._sift(good, tuple(group for group in groups if nodes[group.name]))[1]
+        good: tuple[ChannelGroup, ...] = ()
+        failed: dict[str, str] = {}
+        for inexact in (False, True):  # what is inexact only has to run
+            these = tuple(group for group in groups if bool(group.inexact_because) == inexact)
+            if these and self._fault((*good, *these)) is not None:
+                for suspicious in (False, True):
+                    part = tuple(group for group in these if bool(nodes[group.name]) == suspicious)
+                    good, more = self._sift(good, part)
+                    failed |= more
+            else:
+                good = (*good, *these)
+        return failed
 
     def _sift(
         self, good: tuple[ChannelGroup, ...], groups: tuple[ChannelGroup, ...]
@@ -147,7 +155,7 @@ class Trial:
                 error = disagreement(outputs_of(slim, self.inputs), theirs)
         except Exception as reason:  # the forward pass is the user's: it may raise anything
             return first_line(reason)
-        if not error <= TOLERANCE:
+        if not error <= TOLERANCE and not any(group.inexact_because for group in groups):
             return f"the outputs change by {error:.1e}"
         return self._fault_in_training(slim, value) if self.trains else None
 

@@ -49,7 +49,7 @@ def test_what_is_tied_to_a_fixed_place_stays() -> None:
     ledger.fresh(4)
     ledger.tie(labels(1, 2), labels(FIXED, 3), "it is fixed")
     ledger.tie(labels(1), labels(4), "another")
-    root, reasons = ledger.roots()
+    root, reasons, _ = ledger.roots()
     assert reasons == {root[1]: "it is fixed"}
     assert root[4] == root[1]
     assert root[2] == root[3] != root[1]
@@ -61,7 +61,7 @@ def test_the_first_reason_counts() -> None:
     ledger.freeze(labels(1, FIXED, FREE, 1), "first")
     ledger.freeze(labels(1, 2), "second")
     ledger.freeze(labels(FIXED, FREE), "of nothing")
-    root, reasons = ledger.roots()
+    root, reasons, _ = ledger.roots()
     assert reasons == {root[1]: "first", root[2]: "second"}
     assert len(ledger.notes) == 2
 

@@ -27,7 +27,7 @@ def test_shared_tensors_have_one_name() -> None:
 def test_sites_and_units_of_a_chain() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     ledger = Trace(net.eval(), (torch.zeros(1, 3, 4, 4),)).run({})
-    root, reasons = ledger.roots()
+    root, reasons, _ = ledger.roots()
     rows = root[ledger.sites["0.weight", 0].unit]
     assert len(set(rows)) == 4
     for key in ("0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"):

@@ -41,7 +41,7 @@ RULES: dict[str, Rule] = {
     **rows(convolution(3, transposed=True), "conv_transpose3d"),
     **rows(linear, "linear"),
     **rows(channel_norm, "batch_norm instance_norm"),
-    **rows(mixing_norm, "layer_norm group_norm"),
+    **rows(mixing_norm, "layer_norm group_norm rms_norm"),
     **rows(prelu, "prelu"),
     **rows(
         unary,

@@ -22,6 +22,12 @@ from edgeprune.operators.common import (
     unknown,
 )
 
+SIZE_FREE = frozenset(
+    {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod", "softmax", "log_softmax", "norm"}
+    | {"linalg_vector_norm", "logsumexp"}
+)
+"""Reductions that mean the same over fewer channels."""
+
 
 def unary(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Flow:  # noqa: ARG001
     """Works on each number by itself."""
@@ -96,9 +102,14 @@ def reduction(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str,
         dims = []  # over everything
     dims = [dims] if isinstance(dims, int) else list(dims)
     axes = [dim % x.unit.dim() for dim in dims] or list(range(x.unit.dim()))
-    for axis in axes:
-        if varies(x.unit, axis):
-            ledger.tie_along(x.unit, axis, because(node, "reduces over channels"))
+    text = because(node, "reduces over channels")
+    mixed = [axis for axis in axes if varies(x.unit, axis)]
+    loose = not ledger.exact and operator_name(node) in SIZE_FREE
+    for axis in mixed:
+        if loose:
+            ledger.mark(x.unit, text)
+        else:
+            ledger.tie_along(x.unit, axis, text)
     shape = result_shape(node)
     if shape == x.unit.shape:
         flow = Flow(x.unit, torch.full((), VARIES).expand(shape))
@@ -109,6 +120,8 @@ def reduction(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str,
             same = (narrowed(constant)[0] == narrowed(first)[0]).all(axis, keepdim=True)
             constant = torch.where(same, first, VARIES)
             unit = unit.amax(axis, keepdim=True)
+        if mixed and loose:  # the result belongs to all units, and outlives each of them
+            unit, constant = torch.full_like(unit, FREE), torch.full_like(constant, VARIES)
         flow = Flow(unit.reshape(shape), constant.reshape(shape))
     value = node.meta["val"]
     return [flow] * len(value) if isinstance(value, (tuple, list)) else flow

@@ -132,12 +132,24 @@ def channel_norm(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[s
     return Flow(x.unit, constant_flow)
 
 
-def mixing_norm(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Flow:  # noqa: ARG001
+def mixing_norm(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Flow:
     """Layer and group norm: their statistics mix channels, so cutting one changes the others."""
     x = as_flow(ledger, args[0])
-    last = len(args[1]) if operator_name(node) == "layer_norm" else x.unit.dim() - 1
+    layer_wise = operator_name(node) != "group_norm"
+    last = len(args[1]) if layer_wise else x.unit.dim() - 1
     mixed = [axis for axis in range(x.unit.dim() - last, x.unit.dim()) if varies(x.unit, axis)]
-    vectors = [value for value in args[2:] if isinstance(value, Parameter)]
-    if mixed or vectors:
-        ledger.freeze(x.unit, because(node, "computes statistics over channels"))
+    vectors = [value for value in (*args[2:], *kwargs.values()) if isinstance(value, Parameter)]
+    text = because(node, "computes statistics over channels")
+    axis = x.unit.dim() - 1 if layer_wise else 1
+    able = not ledger.exact and mixed in ([], [axis]) and all(len(vector.shape) == 1 for vector in vectors)
+    if able:
+        unit, _ = per_channel(ledger, node, x, axis)
+        for vector in vectors:
+            site = ledger.site(vector.name, 0, vector.shape[0], "out")
+            ledger.tie(site.unit, unit, because(node, "normalises a fixed channel"))
+        if not layer_wise:
+            ledger.tie_along(unit.view(args[1], -1), 0, because(node, "has groups of one size"))
+        ledger.mark(x.unit, text)
+    elif mixed or vectors:
+        ledger.freeze(x.unit, text)
     return Flow(x.unit, torch.full((), VARIES).expand(x.unit.shape))
