@@ -47,7 +47,8 @@ def find_groups(
         for key, positions, reason in refused:
             ledger.freeze(ledger.sites[key].unit[positions], reason)
         groups, nodes = assemble(ledger)
-        doubtful = any(choice.policies > 1 for choice in ledger.choices.values())
+        open_nodes = {node for node, choice in ledger.choices.items() if choice.policies > 1}
+        doubtful = {name for name, touching in nodes.items() if not open_nodes.isdisjoint(touching)}
         failed = trial.failing(groups, nodes, doubtful=doubtful)
         if not failed:
             return groups

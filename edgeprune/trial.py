@@ -78,16 +78,18 @@ class Trial:
         return tensor
 
     def failing(
-        self, groups: tuple[ChannelGroup, ...], nodes: dict[str, list[str]], *, doubtful: bool
+        self, groups: tuple[ChannelGroup, ...], nodes: dict[str, list[str]], *, doubtful: set[str]
     ) -> dict[str, str]:
         """Names of the groups that can not be cut as they are, with the reason.
 
-        All groups are tried at once; only if that fails, half of them, and so on.
+        All groups are tried at once; only if that fails, half of them, and so on. Where the graph leaves a
+        choice that is done more often, and then with each such group alone: what must lose as many units as
+        another group may have done so by chance.
 
         Args:
             groups: All groups.
             nodes: Per group the nodes with policies that touch it: these are under suspicion.
-            doubtful: The graph leaves a choice: look more often.
+            doubtful: Names of the groups for which the graph leaves a choice.
         """
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
         self.attempts = ATTEMPTS if doubtful else FEW_ATTEMPTS
@@ -102,6 +104,9 @@ class Trial:
                     failed |= more
             else:
                 good = (*good, *these)
+        for group in good:
+            if group.name in doubtful and (fault := self._fault_of((group,), 0)) is not None:
+                failed[group.name] = fault
         return failed
 
     def _sift(
