@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -64,6 +65,11 @@ def cut(model: nn.Module, cuts: Cuts) -> None:
     """
     where = places(model)
     touched: dict[int, nn.Module] = {}
+    widths = {
+        module: (module.in_features, module.out_features)
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    }
     for (key, axis), keep in cuts.items():
         spots = where[key]
         tensor = getattr(spots[0].module, spots[0].name).detach()
@@ -71,6 +77,8 @@ def cut(model: nn.Module, cuts: Cuts) -> None:
         touched |= {id(spot.module): spot.module for spot in spots}
     for module in touched.values():
         tell_sizes(module)
+    for module in model.modules():
+        tell_heads(module, widths)
 
 
 def chosen(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:
@@ -106,6 +114,38 @@ def tell_sizes(module: nn.Module) -> None:
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+
+
+HEAD_COUNTS = ("num_heads", "n_heads", "heads", "n_head", "num_attention_heads")
+"""What attention modules call their number of heads."""
+
+HEAD_WIDTHS = ("attn_dim", "inner_dim", "all_head_dim")
+"""What they call number times width of their heads."""
+
+
+def tell_heads(module: nn.Module, widths: Mapping[nn.Linear, tuple[int, int]]) -> None:
+    """Tell an attention module how many heads are left, if the layers around them lost whole heads.
+
+    Args:
+        module: Any module; only one that states the width and the number of its heads is changed.
+        widths: Input and output features of the linear layers before the cut.
+    """
+    stated = vars(module)
+    width = stated.get("head_dim")
+    counts = [name for name in HEAD_COUNTS if type(stated.get(name)) is int]
+    if type(width) is not int or not counts:
+        return
+    total = stated[counts[0]] * width
+    layers = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+    # One writes the heads (with or without queries, keys and values in one), a later one reads them.
+    for first, second in itertools.combinations(layers, 2):
+        parts, rest = divmod(widths[first][1], total)
+        left = second.in_features
+        if rest or widths[second][0] != total or first.out_features != parts * left or left % width:
+            continue
+        stated.update(dict.fromkeys(counts, left // width))
+        stated.update({name: left for name in HEAD_WIDTHS if stated.get(name) == total})
+        return
 
 
 def duplicate(

@@ -198,6 +198,21 @@ class Ledger:
         joined = torch.tensor(numbers)[torch.from_numpy(inverse.reshape(-1))]
         return joined.reshape(small[0].shape).expand(a.shape)
 
+    def joined(self, labels: Tensor) -> Tensor:
+        """The labels with each unit named by the last of those that it is tied to so far."""
+        component = self._components()
+        last = np.zeros(int(component.max()) + 1, np.int64)
+        np.maximum.at(last, component, np.arange(self.units))
+        (small,) = narrowed(labels)
+        named = torch.from_numpy(last[component])[small.clamp(min=FIXED)]
+        return torch.where(small > FIXED, named, small).expand(labels.shape)
+
+    def _components(self) -> np.ndarray:
+        pairs = torch.cat(self.ties, 1).numpy() if self.ties else np.zeros((2, 0), np.int64)
+        graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), (self.units, self.units))
+        component: np.ndarray = connected_components(graph, directed=False)[1].astype(np.int64)
+        return component
+
     def roots(self) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
         """Merge tied units.
 
@@ -205,9 +220,7 @@ class Ledger:
             (units,) the component of each label; the reason of each component that must stay; the reason of
             each one whose removal changes the function.
         """
-        pairs = torch.cat(self.ties, 1).numpy() if self.ties else np.zeros((2, 0), np.int64)
-        graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), (self.units, self.units))
-        component = connected_components(graph, directed=False)[1].astype(np.int64)
+        component = self._components()
         reasons: dict[int, str] = {}
         inexact: dict[int, str] = {}
         for found, notes in ((reasons, self.notes), (inexact, self.marks)):

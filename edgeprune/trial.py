@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from edgeprune.channels import ChannelGroup
-from edgeprune.cutting import chosen, cut, device_of, first_line, shared, tensors_of
+from edgeprune.cutting import chosen, cut, device_of, duplicate, first_line, shared, tensors_of
 from edgeprune.errors import ModelError
 from edgeprune.oracle import (
     Filled,
@@ -61,6 +61,8 @@ class Trial:
         self.drawn = {first[id(parameter)] for parameter in model.parameters()}
         self.attempts = ATTEMPTS
         self.settled: dict[str, Tensor] = {}
+        # Some forward passes look at numbers: those can not do without.
+        self.shapes_suffice = self._fault_of_shapes(self.model) is None
         self.trains = in_training and self._fault_in_training(self.model, self.value) is None
 
     def value(self, key: str) -> Tensor:
@@ -92,6 +94,7 @@ class Trial:
             doubtful: Names of the groups for which the graph leaves a choice.
         """
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
+        doubtful = doubtful & {group.name for group in groups}
         self.attempts = ATTEMPTS if doubtful else FEW_ATTEMPTS
         good: tuple[ChannelGroup, ...] = ()
         failed: dict[str, str] = {}
@@ -143,10 +146,14 @@ class Trial:
                 kept.setdefault(key, torch.ones(length, dtype=torch.bool))[gone] = False
                 if member.role == "in":
                     columns.setdefault(key, []).extend(gone)
-        theirs = self._dense({key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()})
         cuts = {key: mask.nonzero()[:, 0] for key, mask in kept.items()}
         slim = shared(self.model)
         cut(slim, cuts)
+        if self.attempts == ATTEMPTS and self.shapes_suffice:
+            fault = self._fault_of_shapes(slim)
+            if fault is not None:
+                return fault
+        theirs = self._dense({key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()})
         axes: dict[str, list[tuple[int, Tensor]]] = {}
         for (tensor, axis), keep in cuts.items():
             axes.setdefault(tensor, []).append((axis, keep))
@@ -163,6 +170,17 @@ class Trial:
         if not error <= TOLERANCE and not any(group.inexact_because for group in groups):
             return f"the outputs change by {error:.1e}"
         return self._fault_in_training(slim, value) if self.trains else None
+
+    def _fault_of_shapes(self, model: nn.Module) -> str | None:
+        """What goes wrong in a forward pass without numbers, which costs little, or None."""
+        shell = duplicate(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+        try:
+            with warnings.catch_warnings(), torch.device("meta"):
+                warnings.simplefilter("ignore")
+                outputs_of(shell, tuple(tensor.to("meta") for tensor in self.inputs))
+        except Exception as reason:  # the forward pass is the user's: it may raise anything
+            return first_line(reason)
+        return None
 
     def _dense(self, zeros: dict[tuple[str, int], Tensor]) -> list[Tensor]:
         """Outputs of the whole network with these columns at zero; its norms settle on what they receive."""

@@ -655,12 +655,8 @@ def layer_scale() -> nn.Module:
 
 
 @network(
-    free={"stem.0": 8},
-    frozen={
-        "q": "is an operator without a rule",
-        "k": "is an operator without a rule",
-        "v": "is an operator without a rule",
-    },
+    free={"stem.0": 8, "v": 4},
+    frozen={"q": "matmul in the network's forward spreads this channel over others"},
 )
 def non_local() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
@@ -678,6 +674,63 @@ def non_local() -> nn.Module:
         back=conv(4, 8, 1),
         out=conv(8, 2),
     )
+
+
+class Heads(nn.Module):
+    """Attention over pixels; the number of heads follows from the weights, or is stated."""
+
+    def __init__(self, channels: int, heads: int, kind: str = "computed") -> None:
+        super().__init__()
+        self.kind, self.head_dim, self.num_heads = kind, channels // heads, heads
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        qkv = self.qkv(x.flatten(2).transpose(1, 2))
+        count = self.proj.weight.shape[1] // self.head_dim
+        heads = {"stated": self.num_heads, "fixed": 4}.get(self.kind, count)
+        qkv = qkv.reshape(n, h * w, 3, heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.kind == "einsum":
+            x = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
+            x = torch.einsum("bhqk,bhkd->bhqd", x, v)
+        elif self.kind == "matmul":
+            x = (q * self.head_dim**-0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, (h, w))
+
+
+def attentive(kind: str) -> nn.Module:
+    return Net(lambda m, x: m.out(m.a(m.stem(x))), stem=cbr(3, 12), a=Heads(12, 4, kind), out=conv(12, 2))
+
+
+@network(free={"stem.0": 12, "a.qkv": 4, "a.proj": 12})
+def heads_computed() -> nn.Module:
+    return attentive("computed")
+
+
+@network(free={"stem.0": 12, "a.qkv": 4, "a.proj": 12})
+def heads_by_matmul() -> nn.Module:
+    return attentive("matmul")
+
+
+@network(free={"stem.0": 12, "a.qkv": 4, "a.proj": 12})
+def heads_by_einsum() -> nn.Module:
+    return attentive("einsum")
+
+
+@network(free={"stem.0": 12, "a.qkv": 4, "a.proj": 12})
+def heads_stated() -> nn.Module:
+    return attentive("stated")
+
+
+@network(
+    free={"stem.0": 12, "a.proj": 12},
+    frozen={"a.qkv": "reshape in a cuts channels by a size that the forward pass fixes"},
+)
+def heads_fixed() -> nn.Module:
+    return attentive("fixed")
 
 
 @network(free={"a.0": 6}, frozen={"stem.0": "combines it with a tensor of hard-coded size"})

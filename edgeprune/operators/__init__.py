@@ -11,6 +11,7 @@ cannot tell whether the forward pass computes that size or hard-codes it. Such a
 from __future__ import annotations
 
 from edgeprune.operators.common import Rule
+from edgeprune.operators.contraction import attention, einsum, matmul
 from edgeprune.operators.elementwise import combine, pool, prelu, reduction, unary
 from edgeprune.operators.layers import channel_norm, convolution, linear, mixing_norm
 from edgeprune.operators.movement import (
@@ -40,6 +41,9 @@ RULES: dict[str, Rule] = {
     **rows(convolution(2, transposed=True), "conv_transpose2d"),
     **rows(convolution(3, transposed=True), "conv_transpose3d"),
     **rows(linear, "linear"),
+    **rows(matmul, "matmul bmm mm"),
+    **rows(einsum, "einsum"),
+    **rows(attention, "scaled_dot_product_attention"),
     **rows(channel_norm, "batch_norm instance_norm"),
     **rows(mixing_norm, "layer_norm group_norm rms_norm"),
     **rows(prelu, "prelu"),

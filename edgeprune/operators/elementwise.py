@@ -63,15 +63,24 @@ def combine(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, A
         if isinstance(operand, Flow)
         or (isinstance(operand, Parameter) and sum(s > 1 for s in operand.shape) == 1)
     ]
-    spread = [(flow, flow.unit.expand(shape), flow.constant.expand(shape)) for flow in flows]
-    axes = {axis for _, unit, _ in spread for axis in range(len(shape)) if varies(unit, axis)}
+    axes = {axis for flow in flows for axis in range(len(shape)) if varies(flow.unit.expand(shape), axis)}
     for tensor in fixed_size:
         offset = len(shape) - tensor.dim()
         if any(tensor.shape[axis - offset] > 1 for axis in axes if axis >= offset):
-            for _, unit, _ in spread:
-                ledger.freeze(unit, because(node, "combines it with a tensor of hard-coded size"))
+            for flow in flows:
+                ledger.freeze(flow.unit, because(node, "combines it with a tensor of hard-coded size"))
+    if not flows:
+        return fixed(shape)
+    together = meet(ledger, node, flows, shape)
+    return Flow(together.unit, torch.full((), VARIES).expand(shape)) if fixed_size else together
+
+
+def meet(ledger: Ledger, node: Node, flows: Sequence[Flow], shape: torch.Size) -> Flow:
+    """What stands at one place, after broadcasting to ``shape``, belongs together."""
+    spread = [(flow, flow.unit.expand(shape), flow.constant.expand(shape)) for flow in flows]
+    axes = {axis for _, unit, _ in spread for axis in range(len(shape)) if varies(unit, axis)}
     unit = torch.full((), FREE).expand(shape)
-    constant = torch.full((), VARIES if fixed_size else ALWAYS).expand(shape)
+    constant = torch.full((), ALWAYS).expand(shape)
     for flow, labels, constants in spread:
         constant = ledger.join_constants(constant, constants)
         offset = len(shape) - flow.unit.dim()
@@ -82,7 +91,7 @@ def combine(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, A
             continue
         ledger.tie(unit, labels, because(node, "adds or multiplies a fixed channel"))
         unit = highest(unit, labels)
-    return Flow(unit, constant) if flows else fixed(shape)
+    return Flow(unit, constant)
 
 
 def highest(a: Tensor, b: Tensor) -> Tensor:
