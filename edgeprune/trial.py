@@ -149,7 +149,7 @@ class Trial:
         cuts = {key: mask.nonzero()[:, 0] for key, mask in kept.items()}
         slim = shared(self.model)
         cut(slim, cuts)
-        if self.attempts == ATTEMPTS and self.shapes_suffice:
+        if self.attempts >= ATTEMPTS and self.shapes_suffice:
             fault = self._fault_of_shapes(slim)
             if fault is not None:
                 return fault
