@@ -32,6 +32,10 @@ ATTEMPTS = 4
 FEW_ATTEMPTS = 2
 """The same where it leaves none: each unit is cut once."""
 
+MANY_ATTEMPTS, SMALL = 16, 16
+"""The same where the graph leaves a choice for a group of fewer than ``SMALL`` units: of these, a few attempts
+may all leave an order, or numbers, that fit by chance."""
+
 TOLERANCE = 1e-7
 """Largest relative difference of outputs: random weights may amplify rounding, and ``slim`` looks again."""
 
@@ -95,7 +99,8 @@ class Trial:
         """
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
         doubtful = doubtful & {group.name for group in groups}
-        self.attempts = ATTEMPTS if doubtful else FEW_ATTEMPTS
+        small = any(group.name in doubtful and group.size < SMALL for group in groups)
+        self.attempts = MANY_ATTEMPTS if small else ATTEMPTS if doubtful else FEW_ATTEMPTS
         good: tuple[ChannelGroup, ...] = ()
         failed: dict[str, str] = {}
         for inexact in (False, True):  # what is inexact only has to run
@@ -292,9 +297,12 @@ def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
     def number(low: int, high: int) -> int:
         return int(torch.randint(min(low, high), high + 1, (), generator=generator))
 
-    few = number(1, max(1, size // 3) if attempts == ATTEMPTS else size // 2)
+    few = number(1, max(1, size // 3) if attempts >= ATTEMPTS else size // 2)
     few -= 1 - few % 2
     if attempts < ATTEMPTS:
         return order[few:] if attempt else order[:few]
+    if attempt >= ATTEMPTS:
+        generator.manual_seed(zlib.crc32(f"{group.name} {attempt}".encode()))
+        return torch.randperm(size, generator=generator).tolist()[: number(0, size - 1)]
     none, many, left = number(0, size // 2), number(size // 2, size - 1), number(1, min(2, few))
     return [order[:few], order[size - none :], order[size - many :], order[left:]][attempt]

@@ -164,7 +164,9 @@ def test_without_any_layer_there_is_no_group() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8, 31])
 def test_every_unit_is_cut_in_one_attempt_and_never_all_at_once(size: int) -> None:
-    for name, count in itertools.product(("a", "b", "layer1.0.conv2"), (MANY_ATTEMPTS, ATTEMPTS, FEW_ATTEMPTS)):
+    for name, count in itertools.product(
+        ("a", "b", "layer1.0.conv2"), (MANY_ATTEMPTS, ATTEMPTS, FEW_ATTEMPTS)
+    ):
         (group, *_) = find_groups(nn.Sequential(conv(1, size), conv(size, 1)), torch.zeros(1, 1, 4, 4))
         object.__setattr__(group, "name", name)
         attempts = [some_units(group, attempt, count) for attempt in range(count)]
