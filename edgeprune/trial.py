@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from edgeprune.channels import ChannelGroup
-from edgeprune.cutting import chosen, cut, device_of, duplicate, first_line, shared, tensors_of
+from edgeprune.cost import count_macs_meta, shell_of
+from edgeprune.cutting import Cuts, chosen, cut, device_of, first_line, shared, tensors_of
 from edgeprune.errors import ModelError
 from edgeprune.oracle import (
     Filled,
@@ -33,11 +34,18 @@ FEW_ATTEMPTS = 2
 """The same where it leaves none: each unit is cut once."""
 
 MANY_ATTEMPTS, SMALL = 16, 16
-"""The same where the graph leaves a choice for a group of fewer than ``SMALL`` units: of these, a few attempts
-may all leave an order, or numbers, that fit by chance."""
+"""The same where the graph leaves a choice for a group of fewer than ``SMALL`` units: a few attempts may all
+leave an order, or numbers, that fit by chance."""
+
+LARGE = 50e9
+"""MACs from which on one attempt has to do where the graph leaves no doubt; ``slim`` looks again."""
 
 TOLERANCE = 1e-7
 """Largest relative difference of outputs: random weights may amplify rounding, and ``slim`` looks again."""
+
+Groups = tuple[ChannelGroup, ...]
+FaultOf = Callable[[Groups, int], str | None]
+"""What goes wrong when units of these groups are cut, in an attempt of this number."""
 
 
 class Trial:
@@ -65,8 +73,12 @@ class Trial:
         self.drawn = {first[id(parameter)] for parameter in model.parameters()}
         self.attempts = ATTEMPTS
         self.settled: dict[str, Tensor] = {}
-        # Some forward passes look at numbers: those can not do without.
-        self.shapes_suffice = self._fault_of_shapes(self.model) is None
+        self.shell: nn.Module | None = shell_of(self.model)
+        self.macs = 0
+        try:
+            self.macs = count_macs_meta(self.shell, self.inputs)
+        except ModelError:
+            self.shell = None  # the forward pass looks at numbers: it can not do without
         self.trains = in_training and self._fault_in_training(self.model, self.value) is None
 
     def value(self, key: str) -> Tensor:
@@ -83,9 +95,7 @@ class Trial:
             tensor = chosen(tensor, axis, keep)
         return tensor
 
-    def failing(
-        self, groups: tuple[ChannelGroup, ...], nodes: dict[str, list[str]], *, doubtful: set[str]
-    ) -> dict[str, str]:
+    def failing(self, groups: Groups, nodes: dict[str, list[str]], *, doubtful: set[str]) -> dict[str, str]:
         """Names of the groups that can not be cut as they are, with the reason.
 
         All groups are tried at once; only if that fails, half of them, and so on. Where the graph leaves a
@@ -100,46 +110,42 @@ class Trial:
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
         doubtful = doubtful & {group.name for group in groups}
         small = any(group.name in doubtful and group.size < SMALL for group in groups)
-        self.attempts = MANY_ATTEMPTS if small else ATTEMPTS if doubtful else FEW_ATTEMPTS
-        good: tuple[ChannelGroup, ...] = ()
+        few = 1 if self.macs > LARGE else FEW_ATTEMPTS
+        self.attempts = MANY_ATTEMPTS if small else ATTEMPTS if doubtful else few
+        if doubtful and self.shell is not None:
+            # Most of what goes wrong shows without numbers, which costs little.
+            failed = self._search(groups, nodes, doubtful, self._fault_of_shapes)
+            if failed:
+                return failed
+        return self._search(groups, nodes, doubtful, self._fault_of)
+
+    def _search(
+        self, groups: Groups, nodes: dict[str, list[str]], doubtful: set[str], fault_of: FaultOf
+    ) -> dict[str, str]:
+        """As ``failing``, by one kind of attempt."""
+
+        def fault(these: Groups) -> str | None:
+            faults = (fault_of(these, attempt) for attempt in range(self.attempts)) if these else ()
+            return next((found for found in faults if found is not None), None)
+
+        good: Groups = ()
         failed: dict[str, str] = {}
         for inexact in (False, True):  # what is inexact only has to run
             these = tuple(group for group in groups if bool(group.inexact_because) == inexact)
-            if these and self._fault((*good, *these)) is not None:
+            if these and fault((*good, *these)) is not None:
                 for suspicious in (False, True):
                     part = tuple(group for group in these if bool(nodes[group.name]) == suspicious)
-                    good, more = self._sift(good, part)
+                    good, more = sift(good, part, fault)
                     failed |= more
             else:
                 good = (*good, *these)
         for group in good:
-            if group.name in doubtful and (fault := self._fault_of((group,), 0)) is not None:
-                failed[group.name] = fault
+            if group.name in doubtful and (found := fault_of((group,), 0)) is not None:
+                failed[group.name] = found
         return failed
 
-    def _sift(
-        self, good: tuple[ChannelGroup, ...], groups: tuple[ChannelGroup, ...]
-    ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
-        """The groups that can be cut beside the good ones, with these; and those that can not."""
-        fault = self._fault((*good, *groups)) if groups else None
-        if fault is None:
-            return (*good, *groups), {}
-        if len(groups) == 1:
-            return good, {groups[0].name: fault}
-        half = len(groups) // 2
-        good, first = self._sift(good, groups[:half])
-        good, second = self._sift(good, groups[half:])
-        return good, first | second
-
-    def _fault(self, groups: tuple[ChannelGroup, ...]) -> str | None:
-        """What goes wrong when units of each of these groups are cut, or None."""
-        if not groups:
-            return None
-        faults = (self._fault_of(groups, attempt) for attempt in range(self.attempts))
-        return next((fault for fault in faults if fault is not None), None)
-
-    def _fault_of(self, groups: tuple[ChannelGroup, ...], attempt: int) -> str | None:
-        """What goes wrong in one attempt, or None."""
+    def _cuts(self, groups: Groups, attempt: int) -> tuple[Cuts, dict[tuple[str, int], Tensor]]:
+        """Kept positions of the axes that lose some in an attempt, and the lost ones where units are read."""
         kept: dict[tuple[str, int], Tensor] = {}
         columns: dict[tuple[str, int], list[int]] = {}
         for group in groups:
@@ -152,13 +158,14 @@ class Trial:
                 if member.role == "in":
                     columns.setdefault(key, []).extend(gone)
         cuts = {key: mask.nonzero()[:, 0] for key, mask in kept.items()}
+        return cuts, {key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()}
+
+    def _fault_of(self, groups: Groups, attempt: int) -> str | None:
+        """What goes wrong in one attempt, or None."""
+        cuts, columns = self._cuts(groups, attempt)
         slim = shared(self.model)
         cut(slim, cuts)
-        if self.attempts >= ATTEMPTS and self.shapes_suffice:
-            fault = self._fault_of_shapes(slim)
-            if fault is not None:
-                return fault
-        theirs = self._dense({key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()})
+        theirs = self._dense(columns)
         axes: dict[str, list[tuple[int, Tensor]]] = {}
         for (tensor, axis), keep in cuts.items():
             axes.setdefault(tensor, []).append((axis, keep))
@@ -176,14 +183,16 @@ class Trial:
             return f"the outputs change by {error:.1e}"
         return self._fault_in_training(slim, value) if self.trains else None
 
-    def _fault_of_shapes(self, model: nn.Module) -> str | None:
-        """What goes wrong in a forward pass without numbers, which costs little, or None."""
-        shell = duplicate(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+    def _fault_of_shapes(self, groups: Groups, attempt: int) -> str | None:
+        """What goes wrong in one attempt without numbers, or None."""
+        assert self.shell is not None
+        slim = shared(self.shell)
+        cut(slim, self._cuts(groups, attempt)[0])
         try:
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
-                outputs_of(shell, tuple(tensor.to("meta") for tensor in self.inputs))
-        except Exception as reason:  # the forward pass is the user's: it may raise anything
+                outputs_of(slim, tuple(tensor.to("meta") for tensor in self.inputs))
+        except Exception as reason:  # as above
             return first_line(reason)
         return None
 
@@ -248,6 +257,21 @@ class Trial:
         except Exception as reason:  # as above
             return f"training mode: {first_line(reason)}"
         return None
+
+
+def sift(
+    good: Groups, groups: Groups, fault: Callable[[Groups], str | None]
+) -> tuple[Groups, dict[str, str]]:
+    """The groups that can be cut beside the good ones, with these; and those that can not, with the fault."""
+    found = fault((*good, *groups)) if groups else None
+    if found is None:
+        return (*good, *groups), {}
+    if len(groups) == 1:
+        return good, {groups[0].name: found}
+    half = len(groups) // 2
+    good, first = sift(good, groups[:half], fault)
+    good, second = sift(good, groups[half:], fault)
+    return good, first | second
 
 
 def noise(tensor: Tensor, key: str, kept: Mapping[int, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def contract(
         sizes: Size of each letter's axis.
     """
     text = because(node, "sums over channels")
-    flows = []
+    units = []
     for flow, letters in operands:
         unit = flow.unit
         for axis, letter in enumerate(letters):
@@ -42,12 +43,20 @@ def contract(
             if varies(unit, axis):
                 ledger.tie_along(unit, axis, text)
             unit = unit.amax(axis, keepdim=True)
-        unit = compact(ledger.joined(unit))
+        unit = compact(unit)
         kept = [letters.index(letter) for letter in out if letter in letters]
         gone = [axis for axis, letter in enumerate(letters) if letter not in out]
         unit = unit.permute(*gone, *kept)[(0,) * len(gone)]
         unit = unit[tuple(slice(None) if letter in letters else None for letter in out)]
-        flows.append(Flow(unit, torch.full((), VARIES).expand(unit.shape)))
+        units.append(unit)
+    if any(
+        varies(unit, axis) and other.shape[axis] == 1 and sizes[letter] > 1
+        for unit, other in itertools.permutations(units, 2)
+        for axis, letter in enumerate(out)
+    ):
+        # Units of one head look different along its width until what ties them is taken into account.
+        units = [compact(ledger.joined(unit)) for unit in units]
+    flows = [Flow(unit, torch.full((), VARIES).expand(unit.shape)) for unit in units]
     return meet(ledger, node, flows, torch.Size(sizes[letter] for letter in out))
 
 
