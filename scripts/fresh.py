@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -89,9 +90,12 @@ def gap(ours: nn.Module, theirs: nn.Module, inputs: tuple[Tensor, ...]) -> float
             [leaf for leaf in tree_leaves(net(*inputs)) if isinstance(leaf, Tensor)] for net in (ours, theirs)
         )
     if [a.shape for a in first] != [b.shape for b in second]:
-        return float("inf")
-    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(first, second, strict=True)]
-    return max(error if error == error else float("inf") for error in errors)
+        return math.inf
+    errors = [
+        0.0 if torch.equal(a, b) else float((a - b).abs().max() / b.abs().max())
+        for a, b in zip(first, second, strict=True)
+    ]
+    return max(math.inf if math.isnan(error) else error for error in errors)
 
 
 @contextlib.contextmanager
