@@ -130,7 +130,11 @@ def gap(first: nn.Module, second: nn.Module, inputs: tuple[Tensor, ...]) -> floa
         ours, theirs = (tree_leaves(net(*(x.double() for x in inputs))) for net in (first, second))
     assert [a.shape for a in ours] == [b.shape for b in theirs]
     assert any(isinstance(b, Tensor) and float(b.abs().max()) > 0 for b in theirs)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    errors = [
+        0.0 if torch.equal(a, b) else float((a - b).abs().max() / b.abs().max())
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return max(math.inf if math.isnan(error) else error for error in errors)
 
 
 @contextlib.contextmanager

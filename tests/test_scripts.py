@@ -1,12 +1,20 @@
-"""The scripts, in a folder with a space and with a Python that only writes down what it is asked to do."""
+"""The scripts: those that start things, in a folder with a space and with a Python that only writes down what
+it is asked to do; those that measure, on small networks.
+"""
 
+import importlib.util
+import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,3 +171,109 @@ def test_an_old_or_absent_python_is_named(script: str, sandbox: Sandbox, tmp_pat
     assert found.returncode == 2
     assert f"edgeprune needs Python 3.11 or newer, and '{old}' is Python 3.10.4." in found.stderr
     assert sandbox.asked() == []
+
+
+# Python reads this before anything else: from then on slim networks are not what they should be.
+PLANTED = """
+import torch
+from edgeprune import surgery
+
+right = surgery.slim
+
+def wrong(model, plan, *, example=None):
+    slim = right(model, plan, example=example)
+    with torch.no_grad():
+        slim.features[3].squeeze.weight[0, 0] += 1e-3
+    return slim
+
+surgery.slim = wrong
+"""
+
+
+def run_here(script: str, *words: str, patch: pytest.MonkeyPatch) -> int:
+    """Run a script of Python in this process."""
+    patch.syspath_prepend(ROOT / "scripts")
+    patch.setattr(sys, "argv", [str(ROOT / "scripts" / script), *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+COVERAGE = ["squeezenet1_1", "--no-onnx", "--size", "64", "--threads", "1"]
+
+
+def test_coverage_of_a_right_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.md"
+    assert run_here("coverage", *COVERAGE, "--json", "--out", str(table), patch=monkeypatch) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["free"], found["frozen"], found["gaps"], found["wrong"]) == (25, 1, [], [])
+    assert found["oracle_error"] <= 1e-10 < 1e-3 < found["change"]
+    assert 0.99 < found["in_reach"] < 1
+    assert found["peak_bytes"] > 4 * found["params"]
+    assert "| squeezenet1_1 | 25 / 1 |" in table.read_text()
+
+
+def test_coverage_sees_a_wrong_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(PLANTED)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}")
+    assert run_here("coverage", *COVERAGE, patch=monkeypatch) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert re.search(r"\| oracle \d\.\de-0\d$", printed[1])
+    assert printed[2].startswith("1 networks, 1 wrong: squeezenet1_1; ")
+
+
+def test_coverage_survives_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_here("coverage", *COVERAGE, patch=monkeypatch) == 1
+    assert "crash: killed by signal 9" in capsys.readouterr().out
+
+
+def test_coverage_knows_its_networks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here("coverage", "resnet19", patch=monkeypatch) == 2
+    assert "torchvision has no classification network resnet19" in capsys.readouterr().err
+
+
+def test_compare_peers_without_the_peer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert run_here("compare_peers", patch=monkeypatch) == 2
+    assert capsys.readouterr().err == "Torch-Pruning is not installed: pip install torch-pruning\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dense_block",
+        "grouped",
+        "grouped_transposed",
+        "depthwise_transposed",
+        "tied_weights",
+        "flatten_of_concat",
+    ],
+)
+def test_the_oracle_of_compare_peers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads off the pruned network what went, and sees a channel that went from one place too few."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    script = runpy.run_path(str(ROOT / "scripts" / "compare_peers"))
+    assert script["measure_error"]("edgeprune", f"small:{name}", 0)["error"] <= 1e-12
+
+    def shifted(model: nn.Module, inputs: tuple[Tensor, ...], outputs: list[nn.Module]) -> nn.Module:
+        pruned: nn.Module = right(model, inputs, outputs)
+        consumer = list(pruned.children())[-1]
+        with torch.no_grad():
+            consumer.weight.copy_(consumer.weight.roll(1, 1))  # columns that other channels have had
+        return pruned
+
+    right = script["PRUNE"]["edgeprune"]
+    script["PRUNE"]["edgeprune"] = shifted
+    assert script["measure_error"]("edgeprune", f"small:{name}", 0)["error"] > 1e-3
