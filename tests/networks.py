@@ -467,6 +467,46 @@ def slice_first() -> nn.Module:
     return Net(lambda m, x: m.out(m.stem(x)[:, :5]), stem=cbr(3, 10), out=conv(5, 2))
 
 
+@network(
+    free={"stem.0": 7, "b.0#2": 5},
+    frozen={
+        "stem.0#2": "takes channels at positions that the forward pass fixes",
+        "b.0": "takes channels at positions that the forward pass fixes",
+        "c.0": "takes channels at positions that the forward pass fixes",
+    },
+)
+def rolled() -> nn.Module:
+    """Only what does not go around the end can be cut, and nothing of what is rolled as one flat array."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.b(m.stem(x).roll(1, 1))
+        return m.out(m.c(x.roll((-2, 1), (1, 3))).roll(3))
+
+    return Net(forward, stem=cbr(3, 8), b=cbr(8, 7), c=cbr(7, 6), out=conv(6, 2))
+
+
+@network(free={"stem.0": 3})
+def strided_slices() -> nn.Module:
+    """As many slices as channels in a run: rows and columns must not be taken for each other."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.out(torch.cat([x[:, i::3] for i in range(3)], 1))
+
+    return Net(forward, stem=cbr(3, 9), out=conv(9, 2))
+
+
+@network(free={"stem.0": 2})
+def shuffle_by_slices() -> nn.Module:
+    """Four channels are so few that the cuts of a trial may all leave an order that fits."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.out(torch.cat([x[:, ::2], x[:, 1::2]], 1))
+
+    return Net(forward, stem=cbr(3, 4), out=conv(4, 2))
+
+
 @network(free={"stem.0": 6, "a.0": 8})
 def space_to_depth() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def test_moving() -> None:
         (lambda x: x[:, ::2], {"a": 4}),
         (lambda x: x[:, : x.shape[1] // 2], {"a": 4}),
         (lambda x: x[:, x.shape[1] // 4 :], {"a": 2}),
-        (lambda x: x.roll(1, 1), {}),
+        (lambda x: x.roll(1, 1), {"a": 7}),
         (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), {"a": 8}),
         (lambda x: F.pad(x.transpose(1, 3), (1, 1, 0, 0), mode="reflect").transpose(1, 3), {}),
         (lambda x: torch.cat([x, torch.ones(1, 3, 8, 8)], 1), {"a": 8}),

@@ -61,9 +61,14 @@ def call_like(node: Node) -> Callable[..., Any]:
 def choose(ledger: Ledger, node: Node, flow: Flow, policies: Sequence[Callable[[], None]], text: str) -> None:
     """Offer policies for a node that cuts labelled axes by a size, and follow the one in force."""
     ledger.choices[node.name] = Choice(units_in(flow.unit), 1 + len(policies), because(node, text))
-    number = ledger.policy.get(node.name, 0)
+    number = number_of(ledger, node)
     if number:
         policies[number - 1]()
+
+
+def number_of(ledger: Ledger, node: Node) -> int:
+    """The policy in force."""
+    return ledger.policy.get(node.name, 0)
 
 
 def reshape(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -96,7 +101,8 @@ def split(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
             ledger.tie_along(stacked, 0, because(node, text))
 
         equal = len({piece.unit.shape for piece in pieces}) == 1
-        choose(ledger, node, flow, [tie] if equal else [], text)
+        stay = partial(ledger.freeze, flow.unit, because(node, text))
+        choose(ledger, node, flow, [tie if equal else stay], text)
     return pieces
 
 
@@ -108,9 +114,15 @@ def take(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
         return moved
     text = "takes channels at positions that the forward pass fixes"
     axes = [axis for axis in range(flow.unit.dim()) if varies(flow.unit, axis)]
-    if operator_name(node) in ("index", "roll"):
+    reason = because(node, text)
+    if operator_name(node) == "index":
         if axes:
-            choose(ledger, node, flow, [], text)
+            choose(ledger, node, flow, [partial(ledger.freeze, flow.unit, reason)], text)
+        return moved
+    if operator_name(node) == "roll":
+        if axes:
+            freeze_wrapped(ledger, flow, args, reason)
+            choose(ledger, node, flow, [partial(ledger.freeze, flow.unit, reason)], text)
         return moved
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % flow.unit.dim()
     if axis not in axes:
@@ -119,17 +131,31 @@ def take(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
     taken = call_like(node)(places, 0, *args[2:], **{k: v for k, v in kwargs.items() if k != "dim"}).reshape(
         -1
     )
-    choose(ledger, node, flow, taking(ledger, flow, axis, taken, because(node, text)), text)
+    policies = taking(ledger, flow, axis, taken, reason)
+    if len(taken) > 1 and int(taken[1] - taken[0]) > 1 and not number_of(ledger, node):
+        policies[0]()  # a stride means whole runs, or nothing up to its end: without either it is never right
+    choose(ledger, node, flow, policies, text)
     return moved
+
+
+def freeze_wrapped(ledger: Ledger, flow: Flow, args: Sequence[Any], reason: str) -> None:
+    """What ``roll`` moves around the end of an axis stays, so that it still moves the same units there."""
+    shifts, axes = ([value] if isinstance(value, int) else value for value in (args[1], (*args, ())[2]))
+    if not axes:  # rolled as one flat array
+        ledger.freeze(flow.unit, reason)
+    for shift, axis in zip(shifts, axes, strict=False):
+        if varies(flow.unit, axis):
+            length = flow.unit.shape[axis]
+            count = min(abs(shift), length)
+            ledger.freeze(flow.unit.narrow(axis, length - count if shift > 0 else 0, count), reason)
 
 
 def taking(ledger: Ledger, flow: Flow, axis: int, taken: Tensor, reason: str) -> list[Callable[[], None]]:
     """Policies for taking positions: as one of several equal pieces; counted from the start; from the end."""
     length, part = flow.unit.shape[axis], len(taken)
 
-    def tie(*sizes: int) -> None:
-        short = axis if sizes[0] * part == length else axis + 1
-        ledger.tie_along(flow.unit.unflatten(axis, sizes), short, reason)  # type: ignore[no-untyped-call]
+    def tie(along: int, *sizes: int) -> None:
+        ledger.tie_along(flow.unit.unflatten(axis, sizes), along, reason)  # type: ignore[no-untyped-call]
 
     def freeze(first: int, end: int) -> None:
         ledger.freeze(flow.unit.narrow(axis, first, end - first), reason)
@@ -139,8 +165,9 @@ def taking(ledger: Ledger, flow: Flow, axis: int, taken: Tensor, reason: str) ->
     first, end = int(taken.min()), int(taken.max()) + 1
     policies: list[Callable[[], None]] = []
     if 1 < part < length and length % part == 0:
-        strided = int(taken[1] - taken[0]) == length // part
-        policies.append(partial(tie, part, length // part) if strided else partial(tie, length // part, part))
+        pieces = length // part
+        strided = int(taken[1] - taken[0]) == pieces
+        policies.append(partial(tie, axis + 1, part, pieces) if strided else partial(tie, axis, pieces, part))
     # What reaches to the other end of the axis may become shorter there.
     policies.append(partial(freeze, 0, end if end < length else first))
     policies.append(partial(freeze, first if first else end, length))
