@@ -477,7 +477,7 @@ def slice_first() -> nn.Module:
     frozen={
         "stem.0#2": "takes channels at positions that the forward pass fixes",
         "b.0": "takes channels at positions that the forward pass fixes",
-        "c.0": "its channels can only go all together",
+        "c.0": "takes channels at positions that the forward pass fixes",
     },
 )
 def rolled() -> nn.Module:
@@ -499,6 +499,17 @@ def strided_slices() -> nn.Module:
         return m.out(torch.cat([x[:, i::3] for i in range(3)], 1))
 
     return Net(forward, stem=cbr(3, 9), out=conv(9, 2))
+
+
+@network(free={"stem.0": 2})
+def shuffle_by_slices() -> nn.Module:
+    """Four channels are so few that the cuts of a trial may all leave an order that fits."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.out(torch.cat([x[:, ::2], x[:, 1::2]], 1))
+
+    return Net(forward, stem=cbr(3, 4), out=conv(4, 2))
 
 
 @network(free={"stem.0": 6, "a.0": 8})

@@ -61,9 +61,14 @@ def call_like(node: Node) -> Callable[..., Any]:
 def choose(ledger: Ledger, node: Node, flow: Flow, policies: Sequence[Callable[[], None]], text: str) -> None:
     """Offer policies for a node that cuts labelled axes by a size, and follow the one in force."""
     ledger.choices[node.name] = Choice(units_in(flow.unit), 1 + len(policies), because(node, text))
-    number = ledger.policy.get(node.name, 0)
+    number = number_of(ledger, node)
     if number:
         policies[number - 1]()
+
+
+def number_of(ledger: Ledger, node: Node) -> int:
+    """The policy in force."""
+    return ledger.policy.get(node.name, 0)
 
 
 def reshape(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -116,7 +121,8 @@ def take(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
         return moved
     if operator_name(node) == "roll":
         if axes:
-            choose(ledger, node, flow, [partial(freeze_wrapped, ledger, flow, args, reason)], text)
+            freeze_wrapped(ledger, flow, args, reason)
+            choose(ledger, node, flow, [partial(ledger.freeze, flow.unit, reason)], text)
         return moved
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % flow.unit.dim()
     if axis not in axes:
@@ -125,7 +131,10 @@ def take(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
     taken = call_like(node)(places, 0, *args[2:], **{k: v for k, v in kwargs.items() if k != "dim"}).reshape(
         -1
     )
-    choose(ledger, node, flow, taking(ledger, flow, axis, taken, reason), text)
+    policies = taking(ledger, flow, axis, taken, reason)
+    if len(taken) > 1 and int(taken[1] - taken[0]) > 1 and not number_of(ledger, node):
+        policies[0]()  # a stride means whole runs, or nothing up to its end: without either it is never right
+    choose(ledger, node, flow, policies, text)
     return moved
 
 
