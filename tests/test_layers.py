@@ -18,8 +18,8 @@ DEVICE_SIDE = [
     "measurement_format", "measurement", "verdict", "report",
 ]  # fmt: skip
 HOST_SIDE = [
-    "data", "models", "labels", "operators", "cutting", "cost", "tracing", "groups", "plan", "constants",
-    "surgery", "parity", "onnx_export", "selection", "training", "schemes", "pipeline",
+    "data", "models", "labels", "operators", "cutting", "cost", "tracing", "groups", "shares", "plan",
+    "constants", "surgery", "parity", "onnx_export", "selection", "training", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
