@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.cost import count_params
 from edgeprune.errors import ModelError
-from edgeprune.groups import ChannelGroup, find_groups
+from edgeprune.channels import ChannelGroup, find_groups
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
 from edgeprune.surgery import slim

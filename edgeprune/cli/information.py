@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -18,17 +19,41 @@ from edgeprune.cli.options import JSON, MODEL, take
     metavar="N,C,H,W",
     help="Input shape.  [default: 1,3,32,32; library networks 1,3,224,224]",
 )
+@click.option("--members", is_flag=True, help="Show the tensors of each group too.")
 def groups(
-    model: str | None, weights: str | None, num_classes: int | None, shape: str | None, as_json: bool
+    model: str | None,
+    weights: str | None,
+    num_classes: int | None,
+    shape: str | None,
+    members: bool,
+    as_json: bool,
 ) -> None:
-    """Show which channels of a network go together, and which can not go."""
-    from rich.console import Console
-    from rich.table import Table
+    """Show which channels of a network go together, and which can not go.
 
-    from edgeprune.cost import count_macs, count_params
+    Per group: its units (what is cut as one) and what hangs on it, that is: what
+    would go if all of its units went.
+
+    \b
+    params  entries of parameters, over all params
+    MACs    for each weight, the MACs of the products that read it times the
+            fraction of its entries that would go, over all MACs at batch 1
+
+    An entry that goes by its row and by its column counts once. Most weights lie
+    between two groups and count in both, so the shares of all groups add up to
+    more than 1; "in reach" counts them once for all groups that can be cut. A
+    cut reaches less: a unit of each group stays.
+
+    With --members: "makes" are the layers where units begin, "carries" is what
+    has an entry for each unit (norms, biases, depthwise convolutions), "->" reads
+    the units. "2 each" stands where a unit has two entries.
+    """  # noqa: D301 (click's mark for text that is not to be re-wrapped)
+    from rich.console import Console
+
+    from edgeprune.cli.tree import by_reason, group_tree, units_of
     from edgeprune.errors import UsageError
     from edgeprune.groups import find_groups
     from edgeprune.models import load_model
+    from edgeprune.shares import Shares
 
     if model is None:
         raise UsageError("could not show groups", where="--model", value="missing", expected="a network")
@@ -38,17 +63,31 @@ def groups(
     sizes = _shape(shape or ("1,3,224,224" if ":" in model else "1,3,32,32"))
     example = torch.zeros(sizes)
     found = find_groups(network, example)
-    if as_json:
-        click.echo(json.dumps({"groups": [_as_json(group) for group in found], "exit_code": 0}))
+    shares = Shares(network, example)
+    if not as_json:
+        console = Console(highlight=False)
+        title = f"{model}  {shares.params:,} params, {shares.macs:,} MACs"
+        width = console.width
+        console.print(group_tree(title, network, found, shares, members=members, width=width))
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("group", "units", "places", "frozen because"):
-        table.add_column(name, justify="right" if name in ("units", "places") else "left", overflow="fold")
-    for group in found:
-        table.add_row(group.name, str(group.size), str(len(group.members)), group.frozen_because or "")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"\n{count_params(network):,} params, {count_macs(network, example):,} MACs")
+    free = [group for group in found if group.frozen_because is None]
+    frozen = {
+        reason: {"groups": [group.name for group in kind], "units": units_of(kind)}
+        for reason, kind in by_reason(found).items()
+    }
+    totals = {
+        "params": shares.params,
+        "macs": shares.macs,
+        "macs_without_weight": shares.unbooked_macs,
+        "free_groups": len(free),
+        "free_units": units_of(free),
+        "frozen_groups": len(found) - len(free),
+        "frozen_units": units_of(found) - units_of(free),
+        "frozen_because": frozen,
+        "in_reach": asdict(shares.of(free)),
+    }
+    listed = [{**_as_json(group), **asdict(shares.of([group]))} for group in found]
+    click.echo(json.dumps({"groups": listed, "totals": totals, "exit_code": 0}))
 
 
 def _shape(text: str) -> tuple[int, ...]:
