@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_params, macs_by_weight, shell_of
 from edgeprune.cutting import tensors_of
-from edgeprune.channels import ChannelGroup
 
 
 @dataclass(frozen=True)

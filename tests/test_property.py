@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_params
 from edgeprune.errors import ModelError
-from edgeprune.channels import ChannelGroup, find_groups
+from edgeprune.groups import find_groups
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
 from edgeprune.surgery import slim
