@@ -129,6 +129,8 @@ class Ledger:
     constant_sets: list[frozenset[tuple[str, int]] | None] = field(
         default_factory=lambda: [None, frozenset()]
     )
+    _last: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _tied: int = 0
     _set_numbers: dict[frozenset[tuple[str, int]], int] = field(default_factory=lambda: {frozenset(): ALWAYS})
 
     def fresh(self, count: int) -> Tensor:
@@ -200,18 +202,26 @@ class Ledger:
 
     def joined(self, labels: Tensor) -> Tensor:
         """The labels with each unit named by the last of those that it is tied to so far."""
-        component = self._components()
-        last = np.zeros(int(component.max()) + 1, np.int64)
-        np.maximum.at(last, component, np.arange(self.units))
         (small,) = narrowed(labels)
-        named = torch.from_numpy(last[component])[small.clamp(min=FIXED)]
+        named = torch.from_numpy(self._components())[small.clamp(min=FIXED)]
         return torch.where(small > FIXED, named, small).expand(labels.shape)
 
     def _components(self) -> np.ndarray:
-        pairs = torch.cat(self.ties, 1).numpy() if self.ties else np.zeros((2, 0), np.int64)
-        graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), (self.units, self.units))
-        component: np.ndarray = connected_components(graph, directed=False)[1].astype(np.int64)
-        return component
+        """(units,) the last label of those that each label is tied to; adds the ties since the last call."""
+        last = np.concatenate([self._last, np.arange(len(self._last), self.units)])
+        if self.ties[self._tied :]:
+            pairs = last[torch.cat(self.ties[self._tied :], 1).numpy()]
+            nodes, places = np.unique(pairs, return_inverse=True)
+            places = places.reshape(2, -1)
+            graph = coo_array((np.ones(places.shape[1], np.int8), (places[0], places[1])), (len(nodes),) * 2)
+            component = connected_components(graph, directed=False)[1]
+            highest = np.zeros(len(nodes), np.int64)
+            np.maximum.at(highest, component, nodes)
+            renamed = np.arange(self.units)
+            renamed[nodes] = highest[component]
+            last = renamed[last]
+        self._last, self._tied = last, len(self.ties)
+        return last
 
     def roots(self) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
         """Merge tied units.

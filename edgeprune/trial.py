@@ -113,19 +113,25 @@ class Trial:
         few = 1 if self.macs > LARGE else FEW_ATTEMPTS
         self.attempts = MANY_ATTEMPTS if small else ATTEMPTS if doubtful else few
         if doubtful and self.shell is not None:
-            # Most of what goes wrong shows without numbers, which costs little.
-            failed = self._search(groups, nodes, doubtful, self._fault_of_shapes)
-            if failed:
-                return failed
-        return self._search(groups, nodes, doubtful, self._fault_of)
+            # Most of what goes wrong shows at once, and without numbers, which costs little.
+            for attempts in (range(1), range(1, self.attempts)):
+                failed = self._search(groups, nodes, doubtful, self._fault_of_shapes, attempts)
+                if failed:
+                    return failed
+        return self._search(groups, nodes, doubtful, self._fault_of, range(self.attempts))
 
     def _search(
-        self, groups: Groups, nodes: dict[str, list[str]], doubtful: set[str], fault_of: FaultOf
+        self,
+        groups: Groups,
+        nodes: dict[str, list[str]],
+        doubtful: set[str],
+        fault_of: FaultOf,
+        attempts: range,
     ) -> dict[str, str]:
         """As ``failing``, by one kind of attempt."""
 
         def fault(these: Groups) -> str | None:
-            faults = (fault_of(these, attempt) for attempt in range(self.attempts)) if these else ()
+            faults = (fault_of(these, attempt) for attempt in attempts) if these else ()
             return next((found for found in faults if found is not None), None)
 
         good: Groups = ()
@@ -140,7 +146,7 @@ class Trial:
             else:
                 good = (*good, *these)
         for group in good:
-            if group.name in doubtful and (found := fault_of((group,), 0)) is not None:
+            if group.name in doubtful and 0 in attempts and (found := fault_of((group,), 0)) is not None:
                 failed[group.name] = found
         return failed
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation
 
+from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_params
-from edgeprune.groups import TOLERANCE, ChannelGroup, find_groups
+from edgeprune.groups import find_groups
 from edgeprune.selection import make_plan
-from edgeprune.surgery import slim
+from edgeprune.surgery import TOLERANCE, slim
 from tests.networks import free_groups, gap, half_scores, zeroed_consumers
 
 pytestmark = pytest.mark.slow
