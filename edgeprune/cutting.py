@@ -28,6 +28,7 @@ class Place:
 def places(model: nn.Module) -> dict[str, list[Place]]:
     """Every parameter and buffer by each of its state-dict keys, with all places that hold that tensor."""
     by_tensor: dict[int, list[Place]] = {}
+    seen: set[tuple[int, int, str]] = set()
     by_key: dict[str, int] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for held, is_parameter in ((module._parameters, True), (module._buffers, False)):
@@ -36,7 +37,8 @@ def places(model: nn.Module) -> dict[str, list[Place]]:
                     continue
                 by_key[f"{prefix}.{name}" if prefix else name] = id(tensor)
                 spots = by_tensor.setdefault(id(tensor), [])
-                if not any(spot.module is module and spot.name == name for spot in spots):
+                if (id(tensor), id(module), name) not in seen:
+                    seen.add((id(tensor), id(module), name))
                     spots.append(Place(module, name, is_parameter))
     return {key: by_tensor[number] for key, number in by_key.items()}
 

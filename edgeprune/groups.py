@@ -11,10 +11,11 @@ from edgeprune.channels import ChannelGroup, Member
 from edgeprune.cost import as_inputs
 from edgeprune.labels import VARIES, Ledger, Site
 from edgeprune.oracle import smallest
-from edgeprune.tracing import Trace
+from edgeprune.tracing import Trace, collector_at_rest
 from edgeprune.trial import Trial
 
 
+@collector_at_rest()
 def find_groups(
     model: nn.Module, example: Tensor | tuple[Tensor, ...], *, exact: bool = True
 ) -> tuple[ChannelGroup, ...]:

@@ -76,9 +76,10 @@ class Plan:
         """Kept positions of every axis that loses some."""
         kept: dict[tuple[str, int], Tensor] = {}
         for group in self.groups:
+            removed = group.removed
             for member in group.members:
                 key = (member.tensor, member.axis)
-                gone = member.positions(group.removed)
+                gone = member.positions(removed)
                 length = self.shapes[member.tensor][member.axis]
                 kept.setdefault(key, torch.ones(length, dtype=torch.bool))[gone] = False
         for layer in self.new_biases:

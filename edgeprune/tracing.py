@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import operator
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +24,18 @@ from edgeprune.operators.common import operator_name, unknown
 
 SILENT = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"}
 """Operators without a result."""
+
+
+@contextlib.contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Within the block Python does not look for garbage: it would walk exported graphs over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Trace:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from edgeprune.channels import ChannelGroup
-from edgeprune.cost import count_macs_meta, shell_of
+from edgeprune.cost import count_macs_meta, count_params, shell_of
 from edgeprune.cutting import Cuts, chosen, cut, device_of, first_line, shared, tensors_of
 from edgeprune.errors import ModelError
 from edgeprune.oracle import (
@@ -37,8 +37,8 @@ MANY_ATTEMPTS, SMALL = 16, 16
 """The same where the graph leaves a choice for a group of fewer than ``SMALL`` units: a few attempts may all
 leave an order, or numbers, that fit by chance."""
 
-LARGE = 50e9
-"""MACs from which on one attempt has to do where the graph leaves no doubt; ``slim`` looks again."""
+LARGE_MACS, LARGE_PARAMS = 50e9, 100e6
+"""From either on one attempt has to do where the graph leaves no doubt; ``slim`` looks again."""
 
 TOLERANCE = 1e-7
 """Largest relative difference of outputs: random weights may amplify rounding, and ``slim`` looks again."""
@@ -74,9 +74,9 @@ class Trial:
         self.attempts = ATTEMPTS
         self.settled: dict[str, Tensor] = {}
         self.shell: nn.Module | None = shell_of(self.model)
-        self.macs = 0
+        self.large = count_params(model) > LARGE_PARAMS
         try:
-            self.macs = count_macs_meta(self.shell, self.inputs)
+            self.large |= count_macs_meta(self.shell, self.inputs) > LARGE_MACS
         except ModelError:
             self.shell = None  # the forward pass looks at numbers: it can not do without
         self.trains = in_training and self._fault_in_training(self.model, self.value) is None
@@ -110,7 +110,7 @@ class Trial:
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
         doubtful = doubtful & {group.name for group in groups}
         small = any(group.name in doubtful and group.size < SMALL for group in groups)
-        few = 1 if self.macs > LARGE else FEW_ATTEMPTS
+        few = 1 if self.large else FEW_ATTEMPTS
         self.attempts = MANY_ATTEMPTS if small else ATTEMPTS if doubtful else few
         if doubtful and self.shell is not None:
             # Most of what goes wrong shows at once, and without numbers, which costs little.

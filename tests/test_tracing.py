@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeprune.errors import ModelError
+from edgeprune.groups import find_groups
 from edgeprune.labels import FIXED
 from edgeprune.tracing import Trace
 from tests.networks import IMAGE, Net, built, cbr, conv
@@ -106,3 +108,17 @@ def test_errors_leave_the_network_in_its_mode() -> None:
     with pytest.raises(ModelError, match="could not run the network: the example input is"):
         Trace(net, (torch.zeros(1, 5, 8, 8),))
     assert net.training
+
+
+def test_the_garbage_collector_works_again_afterwards() -> None:
+    net, inputs = built("residual")
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            find_groups(net, inputs)
+            assert gc.isenabled() == enabled
+            with pytest.raises(ModelError):
+                find_groups(net, torch.zeros(1, 5, 8, 8))
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()

@@ -88,8 +88,11 @@ class Magnitude:
             weight = state[member.tensor]
             if member.role != "out" or member.norm is not None or weight.ndim < 2:
                 continue
-            rows = weight.detach().double().cpu().movedim(member.axis, 0).flatten(1)
-            positions = rows.abs().pow(self.p).sum(1)
-            units = torch.stack([positions[list(indices)].sum() for indices in member.indices])
-            total = units if total is None else total + units
+            others = [axis for axis in range(weight.ndim) if axis != member.axis]
+            norms = torch.linalg.vector_norm(weight.detach(), self.p, dim=others, dtype=torch.float64).cpu()
+            places = torch.tensor([place for indices in member.indices for place in indices])
+            units = torch.tensor([unit for unit, indices in enumerate(member.indices) for _ in indices])
+            if total is None:
+                total = torch.zeros(group.size, dtype=torch.float64)
+            total.index_add_(0, units, norms.pow(self.p)[places])
         return total
