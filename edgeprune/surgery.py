@@ -54,7 +54,8 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | Inputs | None = None
     Args:
         model: Dense network that the plan was made for; it is not changed.
         plan: The kept units.
-        example: An input (N, C, H, W), or a tuple of inputs, to check on besides two random ones.
+        example: An input (N, C, H, W), or a tuple of inputs, to check on; without it only random inputs of
+            the smallest size that the network accepts are used.
 
     Returns:
         A new module of the same class, with the dtype, device and training mode of ``model``.
@@ -144,18 +145,18 @@ def dropped_columns(plan: Plan) -> dict[tuple[str, int], Tensor]:
 
 
 def oracle_inputs(model: nn.Module, plan: Plan, example: Tensor | Inputs | None) -> list[Inputs]:
-    """The example, or else noise of the plan's shapes, and noise of the smallest shapes that will do.
+    """The example, if there is one, and noise of the smallest size that the network accepts; two at least.
 
     Float64, on the model's device, at batch 1.
     """
     device = device_of(model)
     shapes = [(shape, getattr(torch, dtype)) for shape, dtype in plan.inputs]
-    noise = random_inputs(shapes, device, seed=0)
-    small = smallest(model, random_inputs(shapes, device, seed=1))
-    if example is None:
-        return [noise, small]
-    inputs = (x.double() if x.is_floating_point() else x for x in as_inputs(example))
-    return [tuple(x.to(device) for x in inputs), small]
+    small = smallest(model, random_inputs(shapes, device, seed=0))
+    if example is not None:
+        inputs = (x.double() if x.is_floating_point() else x for x in as_inputs(example))
+        return [tuple(x.to(device) for x in inputs), small]
+    shapes = [(tuple(x.shape), x.dtype) for x in small]
+    return [small, random_inputs(shapes, device, seed=1)]
 
 
 def add_biases(model: nn.Module, plan: Plan) -> None:
