@@ -176,8 +176,6 @@ def test_groups_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert "layer3.2.conv1" in out
     assert "269,722 params, 40,551,040 MACs" in out
-    code, out, _ = run(capsys, "groups", "--model", "resnet20", "--json")
-    assert json.loads(out)["groups"][0]["members"][0]["tensor"] == "conv1.weight"
     code, out, _ = run(capsys, "targets", "--json")
     assert json.loads(out)["targets"]["local-cpu"]["provider"] == "CPUExecutionProvider"
     code, out, _ = run(capsys, "targets")
@@ -188,6 +186,31 @@ def test_groups_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["targets"]["raspberry-pi-5"] is False
     code, out, _ = run(capsys, "doctor")
     assert "onnxruntime" in out
+
+
+def test_groups_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "groups", "--model", "resnet20", "--json")
+    found = json.loads(out)
+    assert code == found["exit_code"] == 0
+    first = found["groups"][0]
+    assert first["members"][0] == {
+        "tensor": "conv1.weight", "axis": 0, "role": "out", "indices": [[unit] for unit in range(16)]
+    }  # fmt: skip
+    assert (first["name"], first["size"], first["frozen_because"]) == ("conv1", 16, None)
+    assert first["params_share"] == first["params"] / 269_722
+    assert first["macs_share"] == first["macs"] / 40_551_040
+    totals = found["totals"]
+    assert (totals["params"], totals["macs"], totals["macs_without_weight"]) == (269_722, 40_551_040, 0)
+    free = [group for group in found["groups"] if group["frozen_because"] is None]
+    assert (totals["free_groups"], totals["free_units"]) == (len(free), sum(g["size"] for g in free))
+    frozen = [group for group in found["groups"] if group["frozen_because"] is not None]
+    assert (totals["frozen_groups"], totals["frozen_units"]) == (len(frozen), sum(g["size"] for g in frozen))
+    for reason, kind in totals["frozen_because"].items():
+        these = [group for group in frozen if group["frozen_because"] == reason]
+        assert kind == {"groups": [g["name"] for g in these], "units": sum(g["size"] for g in these)}
+    reach = totals["in_reach"]
+    assert reach["params_share"] == reach["params"] / 269_722 < 1
+    assert reach["macs_share"] == reach["macs"] / 40_551_040 < 1
 
 
 def test_every_option_is_a_setting_and_every_default_in_help_is_true() -> None:

@@ -45,7 +45,7 @@ def groups(
 
     With --members: "makes" are the layers where units begin, "carries" is what
     has an entry for each unit (norms, biases, depthwise convolutions), "->" reads
-    the units. "2 each" stands where a unit has two entries.
+    the units. "(x2)" stands where each unit has two rows or columns.
     """  # noqa: D301 (click's mark for text that is not to be re-wrapped)
     from rich.console import Console
 

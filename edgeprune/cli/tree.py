@@ -56,7 +56,7 @@ def group_tree(
         branch = parent.add(_row(group.name, group.size, shares.of([group]), column - depth * INDENT))
         for does, module, tensors in member_lines(network, group, shares) if members else ():
             line = f"{does:<8}{module}  {tensors}" if module else f"{does:<8}{tensors}"
-            branch.add(Text(wrapped(line, width - (depth + 1) * INDENT)))
+            branch.add(Text(wrapped(line, width - (depth + 1) * INDENT, 8)))
 
     for group in free:
         add_group(tree, group, 1)
@@ -64,18 +64,18 @@ def group_tree(
         trunk = tree.add(_row("frozen", units_of(stuck), shares.of(stuck), column - INDENT))
         for reason, kind in (frozen if members else folded(frozen, network)).items():
             line = reason if members else f"{reason}: {', '.join(group.name for group in kind)}"
-            branch = trunk.add(Text(wrapped(line, width - 2 * INDENT)))
+            branch = trunk.add(Text(wrapped(line, width - 2 * INDENT, INDENT)))
             for group in kind if members else ():
                 add_group(branch, group, 3)
     return Group(tree, Text(), _totals(free, folded(frozen, network), shares, width))
 
 
 def folded(frozen: dict[str, list[ChannelGroup]], network: nn.Module) -> dict[str, list[ChannelGroup]]:
-    """Reasons that differ only in the module that they name are one; it has ``…`` in the module's place."""
+    """Reasons that differ only in the module that they name are one; it has ``...`` in the module's place."""
     modules = {name for name, _ in network.named_modules()}
     kinds: dict[str, list[str]] = {}
     for reason in frozen:
-        blank = re.sub(r"(?<= in )[\w.]+", lambda name: "…" if name[0] in modules else name[0], reason)
+        blank = re.sub(r"(?<= in )[\w.]+", lambda name: "..." if name[0] in modules else name[0], reason)
         kinds.setdefault(blank, []).append(reason)
     return {
         blank if len(reasons) > 1 else reasons[0]: [group for reason in reasons for group in frozen[reason]]
@@ -83,10 +83,10 @@ def folded(frozen: dict[str, list[ChannelGroup]], network: nn.Module) -> dict[st
     }
 
 
-def wrapped(line: str, width: int) -> str:
+def wrapped(line: str, width: int, indent: int) -> str:
     """A line cut to the width, the further lines set in."""
     return textwrap.fill(
-        line, width, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
+        line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -146,7 +146,7 @@ def _how_many(indices: tuple[tuple[int, ...], ...]) -> str:
     parts = [f"{here} of the units"] if here < len(indices) else []
     if each - {1}:
         low, high = min(each), max(each)
-        parts.append(f"{low} each" if low == high else f"{low} to {high} each")
+        parts.append(f"x{low}" if low == high else f"x{low} to x{high}")
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -173,7 +173,7 @@ def _totals(
     ]
     wide = [max(len(row[part]) for row in counts) for part in (0, 1)]
     lines = [
-        wrapped(f"{label:<12}{groups:<{wide[0]}}  {units:<{wide[1]}}{why}".rstrip(), width)
+        wrapped(f"{label:<12}{groups:<{wide[0]}}  {units:<{wide[1]}}{why}".rstrip(), width, 12)
         for (label, *_), (groups, units, why) in zip(rows, counts, strict=True)
     ]
     reach = shares.of(free)
