@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from edgeprune.channels import ChannelGroup, find_groups
+from edgeprune.channels import ChannelGroup
 from edgeprune.cli import display as display_module
 from edgeprune.cli.display import Display
 from edgeprune.cli.tree import _percent as display_percent
 from edgeprune.cli.tree import group_tree
+from edgeprune.groups import find_groups
 from edgeprune.shares import Shares
 from edgeprune.training import Progress
 from tests.networks import Net, conv
