@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeprune.channels import ChannelGroup, Member, find_groups
+from edgeprune.channels import ChannelGroup, Member
+from edgeprune.groups import find_groups
 from edgeprune.cost import count_macs, count_params, macs_by_weight, shell_of
 from edgeprune.errors import ModelError
 from edgeprune.models import load_model
