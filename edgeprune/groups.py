@@ -7,15 +7,19 @@ import itertools
 import numpy as np
 from torch import Tensor, nn
 
+from edgeprune.channel_select import add_selects
 from edgeprune.channels import ChannelGroup, Member
 from edgeprune.cost import as_inputs
+from edgeprune.cutting import shared
 from edgeprune.labels import VARIES, Ledger, Site
 from edgeprune.oracle import smallest
 from edgeprune.tracing import Trace
 from edgeprune.trial import Trial
 
 
-def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[ChannelGroup, ...]:
+def find_groups(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], *, channel_select: bool = False
+) -> tuple[ChannelGroup, ...]:
     """Find the channel groups of any network by running its graph on labels.
 
     The network is not changed. Groups that can not be cut are returned too, with ``frozen_because`` set.
@@ -23,6 +27,12 @@ def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple
     Args:
         model: Any module that ``torch.export`` takes.
         example: Input (N, C, H, W), or a tuple of inputs; only the first sample is used.
+        channel_select: Let each batch or instance norm that reads a shared stream (pre-activation ResNets,
+            DenseNets) have units of its own, by an index-select in front of it: a group then prunes what this
+            norm's consumers read, and the stream itself is frozen. A stream is the norm's input with all that
+            it was made of, back to the nearest convolutions or linear layers; it is shared if anything in it
+            is read by something else too, or returned. Such a group's first member is
+            ``<norm>.channel_select``, a buffer that only the slim network has.
 
     Raises:
         ModelError: The network does not run on the example, or ``torch.export`` refuses it.
@@ -34,6 +44,11 @@ def find_groups(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple
     """
     inputs = smallest(model, as_inputs(example))
     trace = Trace(model, inputs)
+    norms = trace.norms_on_streams(model) if channel_select else ()
+    if norms:
+        model = shared(model)
+        add_selects(model, norms)
+        trace = Trace(model, inputs)
     trial = Trial(model, inputs, in_training=not trace.reads_all_parameters)
     policy: dict[str, int] = {}
     refused: list[tuple[tuple[str, int], list[int], str]] = []

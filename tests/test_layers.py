@@ -18,7 +18,8 @@ DEVICE_SIDE = [
     "measurement_format", "measurement", "verdict", "report",
 ]  # fmt: skip
 HOST_SIDE = [
-    "data", "models", "labels", "operators", "channels", "cutting", "cost", "oracle", "tracing", "trial",
+    "data", "models", "labels", "operators", "channels", "cutting", "channel_select", "cost", "oracle",
+    "tracing", "trial",
     "groups", "plan", "constants", "surgery", "parity", "onnx_export", "selection", "training", "schemes",
     "pipeline",
 ]  # fmt: skip
