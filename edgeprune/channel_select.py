@@ -1,15 +1,14 @@
 """Channel selects: norms that read only some channels of a stream that others read too.
 
-In pre-activation ResNets and DenseNets a norm reads a stream that many layers share, so none of its channels
-could go before every reader can do without it. With an index-select in front of it (one Gather in ONNX) a norm
-reads what its own consumers need, and the stream stays as it is.
+In pre-activation ResNets and DenseNets a norm reads a stream that many layers share: a channel could only go
+if every reader can do without it. With an index-select in front of it (one Gather in ONNX) a norm reads what
+its own consumers need, and the stream stays as it is.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ class ChannelSelect(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The norm of the selected channels."""
-        return super().forward(self.selected(x), *args, **kwargs)  # type: ignore[misc]
+        return super().forward(self.selected(x), *args, **kwargs)
 
     def extra_repr(self) -> str:
         """The norm's own, and how much of the stream it reads."""
@@ -49,13 +48,18 @@ class ChannelSelect(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copy and pickle, which would look for the class by its name."""
-        return blank, (self.plain,), self.__getstate__()
+        return blank, (self.plain,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
-@functools.cache
-def selecting(kind: type[nn.Module]) -> type[nn.Module]:
+KINDS: dict[type[nn.Module], type[ChannelSelect]] = {}
+"""By class of norms, that of the same norms with a select."""
+
+
+def selecting(kind: type[nn.Module]) -> type[ChannelSelect]:
     """The class of norms of a class that select channels: ``BatchNorm2d`` -> ``SelectBatchNorm2d``."""
-    return type(f"Select{kind.__name__}", (ChannelSelect, kind), {"plain": kind})
+    if kind not in KINDS:
+        KINDS[kind] = type(f"Select{kind.__name__}", (ChannelSelect, kind), {"plain": kind})
+    return KINDS[kind]
 
 
 def blank(kind: type[nn.Module]) -> nn.Module:
@@ -77,12 +81,12 @@ def add_selects(model: nn.Module, names: Iterable[str]) -> None:
         norm = model.get_submodule(name)
         assert isinstance(norm, _NormBase)
         held = (tensor.device for tensor in (norm.weight, norm.running_mean) if tensor is not None)
-        norm.__class__ = selecting(type(norm))  # type: ignore[assignment]
-        norm.stream_channels = norm.num_features
         norm.register_buffer(SELECT, torch.arange(norm.num_features, device=next(held, device_of(model))))
+        vars(norm)["stream_channels"] = norm.num_features
+        norm.__class__ = selecting(type(norm))  # type: ignore[assignment]
 
 
-def can_select(module: nn.Module | None) -> bool:
+def can_select(module: nn.Module | None) -> TypeGuard[_NormBase]:
     """Whether a module is a norm that can be given a select."""
     return isinstance(module, _NormBase) and not isinstance(module, ChannelSelect)
 
@@ -94,10 +98,15 @@ def selects_of(model: nn.Module) -> set[str]:
 
 
 def select_shape(model: nn.Module, key: str) -> tuple[int, ...] | None:
-    """Shape of the select that a norm of ``model`` would get, by its state-dict key; None: it can have none."""
+    """Shape of a select that a norm of ``model`` could get, by its state-dict key; None: it is none."""
     layer, _, name = key.rpartition(".")
-    norm = dict(model.named_modules(remove_duplicate=False)).get(layer)
-    return (int(norm.num_features),) if name == SELECT and norm is not None and can_select(norm) else None
+    norm = module_at(model, layer)
+    return (norm.num_features,) if name == SELECT and can_select(norm) else None
+
+
+def module_at(model: nn.Module, name: str) -> nn.Module | None:
+    """A module by one of its names, or None."""
+    return dict(model.named_modules(remove_duplicate=False)).get(name)
 
 
 def check_selects(model: nn.Module, names: Iterable[str], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -114,11 +123,11 @@ def check_selects(model: nn.Module, names: Iterable[str], shapes: dict[str, tupl
     for name in names:
         key = f"{name}.{SELECT}"
         if select_shape(model, key) != shapes[key]:
-            found = dict(model.named_modules(remove_duplicate=False)).get(name)
+            found = module_at(model, name)
             raise PlanError(
                 "could not use the plan",
                 where=name,
-                value="not in the network" if found is None else first_line(found),
+                value="not in the network" if found is None else str(found),
                 expected=f"a batch or instance norm of {shapes[key][0]} channels, without a channel select",
                 hint="A plan fits the dense network that it was made for, not a slim one or another width.",
             )

@@ -127,7 +127,7 @@ class Trace:
             source, norm = node.args[0], modules.get(module_of(node))
             # The operator's input must be the module's: it is the module that gets a select.
             direct = isinstance(source, Node) and modules.get(module_of(source)) is not norm
-            if norm is model or not can_select(norm) or not direct or not self._is_shared(node):
+            if not direct or norm is model or not can_select(norm) or not self._is_shared(node):
                 continue
             if norm.num_features == source.meta["val"].shape[1]:
                 found.append(first[norm])

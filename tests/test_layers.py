@@ -19,9 +19,8 @@ DEVICE_SIDE = [
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "cutting", "channel_select", "cost", "oracle",
-    "tracing", "trial",
-    "groups", "plan", "constants", "surgery", "parity", "onnx_export", "selection", "training", "schemes",
-    "pipeline",
+    "tracing", "trial", "groups", "plan", "constants", "surgery", "parity", "onnx_export", "selection",
+    "training", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 

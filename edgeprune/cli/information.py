@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from edgeprune.cli.options import JSON, MODEL, take
+from edgeprune.cli.options import CHANNEL_SELECT, JSON, MODEL, take
 
 
 @click.command("groups")
-@take(*MODEL, JSON)
+@take(*MODEL, CHANNEL_SELECT, JSON)
 @click.option(
     "--input",
     "shape",
@@ -19,7 +19,12 @@ from edgeprune.cli.options import JSON, MODEL, take
     help="Input shape.  [default: 1,3,32,32; library networks 1,3,224,224]",
 )
 def groups(
-    model: str | None, weights: str | None, num_classes: int | None, shape: str | None, as_json: bool
+    model: str | None,
+    weights: str | None,
+    num_classes: int | None,
+    channel_select: bool | None,
+    shape: str | None,
+    as_json: bool,
 ) -> None:
     """Show which channels of a network go together, and which can not go."""
     from rich.console import Console
@@ -37,7 +42,7 @@ def groups(
     network = load_model(model, num_classes=num_classes, weights=weights)
     sizes = _shape(shape or ("1,3,224,224" if ":" in model else "1,3,32,32"))
     example = torch.zeros(sizes)
-    found = find_groups(network, example)
+    found = find_groups(network, example, channel_select=bool(channel_select))
     if as_json:
         click.echo(json.dumps({"groups": [_as_json(group) for group in found], "exit_code": 0}))
         return

@@ -194,7 +194,7 @@ def train_dense(context: Context) -> dict[str, Any]:
 
 def groups_of(context: Context, model: nn.Module) -> tuple[ChannelGroup, ...]:
     """Channel groups of the run's network."""
-    return find_groups(model, context.data.example.to(context.device))
+    return find_groups(model, context.data.example, channel_select=context.run.settings.channel_select)
 
 
 def score(context: Context) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def plan(context: Context) -> dict[str, Any]:
     if limit is not None:
         limit = max(1, limit - FACTS_BYTES)
     chosen = make_plan(
-        model, find_groups(model, context.data.example), scores, context.data.example,
+        model, groups_of(context, model), scores, context.data.example,
         max_macs_ratio=settings.max_macs_ratio, max_params_ratio=settings.max_params_ratio,
         max_size_bytes=limit, channel_multiple=channel_multiple(context),
         min_channels=settings.min_channels, keep=settings.keep,
