@@ -11,7 +11,7 @@ class Member:
     """One axis of one tensor on which the units of a group live.
 
     Attributes:
-        tensor: State-dict key.
+        tensor: State-dict key. ``<norm>.channel_select`` (see ``find_groups``) is in the slim network alone.
         axis: Axis of that tensor.
         role: ``"out"``: the axis produces or carries the units (weight rows, biases, norm parameters and
             statistics). ``"in"``: the axis consumes them (weight columns).

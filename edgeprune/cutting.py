@@ -108,7 +108,7 @@ def tell_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        held = [module.weight, module.running_mean]
+        held = [module.weight, module.running_mean, getattr(module, "channel_select", None)]
         module.num_features = next(len(vector) for vector in held if vector is not None)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)

@@ -7,8 +7,10 @@ import itertools
 import numpy as np
 from torch import Tensor, nn
 
+from edgeprune.channel_select import add_selects
 from edgeprune.channels import ChannelGroup, Member
 from edgeprune.cost import as_inputs
+from edgeprune.cutting import shared
 from edgeprune.labels import VARIES, Ledger, Site
 from edgeprune.oracle import smallest
 from edgeprune.tracing import Trace, collector_at_rest
@@ -17,7 +19,11 @@ from edgeprune.trial import Trial
 
 @collector_at_rest()
 def find_groups(
-    model: nn.Module, example: Tensor | tuple[Tensor, ...], *, exact: bool = True
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    exact: bool = True,
+    channel_select: bool = False,
 ) -> tuple[ChannelGroup, ...]:
     """Find the channel groups of any network by running its graph on labels.
 
@@ -29,6 +35,12 @@ def find_groups(
         exact: Freeze units whose removal changes what the others compute: those that layer norms, group
             norms or reductions over channels read. With False they are offered, with ``inexact_because``
             set, and ``slim`` warns by how much the function changed.
+        channel_select: Let each batch or instance norm that reads a shared stream (pre-activation ResNets,
+            DenseNets) have units of its own, by an index-select in front of it: a group then prunes what this
+            norm's consumers read, and the stream itself is frozen. A stream is the norm's input with all that
+            it was made of, back to the nearest convolutions or linear layers; it is shared if anything in it
+            is read by something else too, or returned. Such a group's first member is
+            ``<norm>.channel_select``, a buffer that only the slim network has.
 
     Raises:
         ModelError: The network does not run on the example, or ``torch.export`` refuses it.
@@ -40,6 +52,11 @@ def find_groups(
     """
     inputs = smallest(model, as_inputs(example))
     trace = Trace(model, inputs)
+    norms = trace.norms_on_streams(model) if channel_select else ()
+    if norms:
+        model = shared(model)
+        add_selects(model, norms)
+        trace = Trace(model, inputs)
     trial = Trial(model, inputs, in_training=not trace.reads_all_parameters)
     policy: dict[str, int] = {}
     refused: list[tuple[tuple[str, int], list[int], str]] = []

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune.channel_select import SELECT, check_selects
 from edgeprune.channels import Member
 from edgeprune.cutting import Cuts, tensors_of
 from edgeprune.errors import PlanError
@@ -55,7 +56,9 @@ class Plan:
         groups: One entry per group that loses units.
         inputs: Shape (batch 1) and dtype of each input of the network, for the oracle.
         shapes: Dense shape of every tensor that is cut, by state-dict key: the plan fits no other network.
+            That of a new channel select is the number of channels that its norm reads in the dense network.
         new_biases: Layers without a bias that get one, to hold the contribution of removed constants.
+        channel_selects: Norms that get a channel select: they read what their group keeps, and no more.
         facts: What the plan achieves: dense and slim MACs and params, threshold, options.
     """
 
@@ -63,6 +66,7 @@ class Plan:
     inputs: tuple[tuple[tuple[int, ...], str], ...]
     shapes: dict[str, tuple[int, ...]]
     new_biases: tuple[str, ...] = ()
+    channel_selects: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     def removed(self, group_name: str) -> tuple[int, ...]:
@@ -96,8 +100,10 @@ class Plan:
         """
         hint = "A plan fits the dense network that it was made for, not a slim one or another width."
         held = {key: tuple(tensor.shape) for key, tensor in tensors_of(model).items()}
+        check_selects(model, self.channel_selects, self.shapes)
+        new = {f"{norm}.{SELECT}" for norm in self.channel_selects}
         for key, shape in self.shapes.items():
-            if held.get(key) != shape:
+            if key not in new and held.get(key) != shape:
                 raise PlanError(
                     "could not use the plan",
                     where=key,
@@ -135,6 +141,7 @@ class Plan:
             "inputs": [[list(shape), dtype] for shape, dtype in self.inputs],
             "shapes": {key: list(shape) for key, shape in self.shapes.items()},
             "new_biases": list(self.new_biases),
+            "channel_selects": list(self.channel_selects),
             "groups": groups,
         }
         return json.dumps(plan, allow_nan=False)
@@ -171,10 +178,14 @@ def _plan(value: dict[str, Any]) -> Plan:
         inputs=tuple((_numbers(shape), str(dtype)) for shape, dtype in value["inputs"]),
         shapes={key: _numbers(shape) for key, shape in value["shapes"].items()},
         new_biases=tuple(str(layer) for layer in value["new_biases"]),
+        # Plans of before there were selects have none.
+        channel_selects=tuple(str(norm) for norm in value.get("channel_selects", ())),
         facts=dict(value["facts"]),
     )
     for _, dtype in plan.inputs:
         _require(isinstance(getattr(torch, dtype), torch.dtype), f"{dtype} is no dtype")
+    for norm in plan.channel_selects:
+        _require(len(plan.shapes[f"{norm}.{SELECT}"]) == 1, f"the shape of {norm}'s select")
     for group in plan.groups:
         for member in group.members:
             length = plan.shapes[member.tensor][member.axis]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from edgeprune.channel_select import select_shape
 from edgeprune.channels import ChannelGroup
 from edgeprune.constants import Need, find_constants
 from edgeprune.cost import as_inputs, count_macs_meta, count_params, shell_of
@@ -146,6 +147,14 @@ class Chooser:
         ]
         self.values = {group.name: scores[group.name].tolist() for group in self.free}
         self.shapes = {key: tuple(tensor.shape) for key, tensor in tensors_of(dense).items()}
+        named = {member.tensor: None for group in self.free for member in group.members}
+        self.selects = {key: key.rpartition(".")[0] for key in named if key not in self.shapes}
+        for key in self.selects:
+            shape = select_shape(dense, key)
+            if shape is None:
+                rule = "tensors of the network, as find_groups found them"
+                raise PlanError(PROBLEM, where="the groups", value=f"with {key}", expected=rule)
+            self.shapes[key] = shape
         self.inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in as_inputs(example))
         self.constant: dict[str, dict[int, Need]] = {}
         if options.constants != "off":
@@ -238,7 +247,8 @@ class Chooser:
         shapes = {member.tensor: self.shapes[member.tensor] for member in members}
         means = [member.mean_after for member in members if member.mean_after is not None]
         shapes |= {mean: self.shapes[mean] for mean in means}
-        return Plan(tuple(planned), self.inputs, shapes, tuple(sorted(biases)))
+        selects = tuple(norm for key, norm in self.selects.items() if key in shapes)
+        return Plan(tuple(planned), self.inputs, shapes, tuple(sorted(biases)), selects)
 
     def cost(self, threshold: float) -> Cost:
         """Cost of the slim network, counted on a copy without storage."""
@@ -322,7 +332,7 @@ class Chooser:
             "budgets": {limit.name: limit.most for limit in limits},
             "options": {**vars(self.options), "keep": list(self.options.keep)},
         }
-        return Plan(plan.groups, plan.inputs, plan.shapes, plan.new_biases, facts)
+        return replace(plan, facts=facts)
 
 
 def round_up(value: float, digits: int = 4) -> str:

@@ -80,6 +80,8 @@ class Shares:
         gone: dict[str, dict[int, set[int]]] = {}
         for group in groups:
             for member in group.members:
+                if member.tensor not in self._key:
+                    continue  # a channel select, which only the slim network has
                 positions = gone.setdefault(self._key[member.tensor], {}).setdefault(member.axis, set())
                 positions.update(position for unit in member.indices for position in unit)
         params = macs = 0
@@ -94,4 +96,4 @@ class Shares:
 
     def multiplies(self, key: str) -> bool:
         """Whether a tensor is a weight, that is: a product reads it."""
-        return self._key[key] in self._macs
+        return self._key.get(key) in self._macs

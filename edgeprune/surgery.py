@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from edgeprune.channel_select import add_selects
 from edgeprune.constants import fold_constants
 from edgeprune.cost import as_inputs
 from edgeprune.cutting import (
@@ -86,6 +87,7 @@ def slim(model: nn.Module, plan: Plan, *, example: Tensor | Inputs | None = None
         ) from reason
     with _cutting():
         small = shared(model).eval()
+        add_selects(small, plan.channel_selects)
         add_biases(small, plan)
         folded = Double(small)
         fold_constants(folded, plan, batches)
@@ -178,6 +180,7 @@ def slim_structure(model: nn.Module, plan: Plan) -> None:
     """
     plan.check_fits(model)
     with _cutting():
+        add_selects(model, plan.channel_selects)
         add_biases(model, plan)
         cut(model, plan.cuts())
         _tell_plain_norms(model, plan)
@@ -213,7 +216,8 @@ def _like(small: nn.Module, model: nn.Module) -> nn.Module:
     default = next((dtype for dtype in dtypes.values() if dtype.is_floating_point), torch.float32)
     held = {tensor.data_ptr() for tensor in theirs.values()}
     for key, spots in places(small).items():
-        tensor, dtype = getattr(spots[0].module, spots[0].name).detach(), dtypes.get(key, default)
+        tensor = getattr(spots[0].module, spots[0].name).detach()
+        dtype = dtypes.get(key, default if tensor.is_floating_point() else tensor.dtype)
         if tensor.dtype != dtype:
             assign(spots, tensor.to(dtype))
         elif tensor.data_ptr() in held:

@@ -15,15 +15,22 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from edgeprune.channel_select import can_select, selects_of
 from edgeprune.cost import evaluating
 from edgeprune.cutting import device_of, first_line, tensors_of
 from edgeprune.errors import ModelError
 from edgeprune.labels import FIXED, VARIES, Flow, Ledger, Parameter
 from edgeprune.operators import RULES
-from edgeprune.operators.common import operator_name, unknown
+from edgeprune.operators.common import module_of, operator_name, unknown
 
 SILENT = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"}
 """Operators without a result."""
+
+PRODUCERS = {
+    *(f"{kind}{dimensions}d" for kind in ("conv", "conv_transpose") for dimensions in (1, 2, 3)),
+    "linear",
+}
+"""Operators at which a stream ends, seen from its readers."""
 
 
 @contextlib.contextmanager
@@ -62,6 +69,7 @@ class Trace:
             value = self.program.state_dict.get(key, self.program.constants.get(key))
             if isinstance(value, Tensor):
                 self.values[placeholder] = value.detach().cpu()
+        self.selects = selects_of(model)
 
     @property
     def reads_all_parameters(self) -> bool:
@@ -117,11 +125,48 @@ class Trace:
         rule = RULES.get(name)
         return rule(ledger, node, args, kwargs) if rule else unknown(ledger, node, args, kwargs)
 
+    def norms_on_streams(self, model: nn.Module) -> tuple[str, ...]:
+        """Names of the batch and instance norms that read a shared stream, in graph order.
+
+        A stream is a norm's input with all that it was made of, back to the nearest convolutions or linear
+        layers; it is shared if anything in it is read by something else too, or returned.
+
+        Args:
+            model: The network of this graph.
+        """
+        modules = dict(model.named_modules(remove_duplicate=False))
+        first = {module: name for name, module in model.named_modules()}
+        found = []
+        for node in self.program.graph.nodes:
+            if operator_name(node) not in ("batch_norm", "instance_norm"):
+                continue
+            source, norm = node.args[0], modules.get(module_of(node))
+            # The operator's input must be the module's: it is the module that gets a select.
+            direct = isinstance(source, Node) and modules.get(module_of(source)) is not norm
+            if not direct or norm is model or not can_select(norm) or not self._is_shared(node):
+                continue
+            if norm.num_features == source.meta["val"].shape[1]:
+                found.append(first[norm])
+        return tuple(dict.fromkeys(found))
+
+    def _is_shared(self, norm: Node) -> bool:
+        """Whether a norm's operator reads a shared stream."""
+        stream: set[Node] = set()
+        pending = [norm.args[0]]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, Node) and node not in stream and node.name not in self.names:
+                stream.add(node)
+                pending += [] if operator_name(node) in PRODUCERS else node.all_input_nodes
+        readers = {user for node in stream for user in node.users} - stream - {norm}
+        return any(operator_name(reader) not in SILENT for reader in readers)
+
     def _placeholder(self, node: Node) -> Any:
         value = self.values.get(node.name)
         if node.name in self.names:
-            # Whole numbers in buffers are positions: they take part as they are.
-            if value is not None and not value.is_floating_point():
+            # Whole numbers in buffers are positions: they take part as they are. A norm's select can be cut.
+            select = self.names[node.name] in self.selects
+            if value is not None and not value.is_floating_point() and not select:
                 return value
             return Parameter(self.names[node.name], tuple(node.meta["val"].shape))
         if value is not None:

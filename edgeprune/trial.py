@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from edgeprune.channel_select import ChannelSelect
 from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_macs_meta, count_params, shell_of
 from edgeprune.cutting import Cuts, chosen, cut, device_of, first_line, shared, tensors_of
@@ -237,7 +238,8 @@ class Trial:
         def settle(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
             mean, var = (names.get(id(getattr(norm, kind))) for kind in ("running_mean", "running_var"))
             if args and mean is not None and var is not None and mean not in self.settled:
-                channels = args[0].detach().transpose(0, 1).flatten(1)
+                received = norm.selected(args[0]) if isinstance(norm, ChannelSelect) else args[0]
+                channels = received.detach().transpose(0, 1).flatten(1)
                 self.settled |= {mean: channels.mean(1) / 2, var: channels.square().mean(1) + 0.1}
 
         norms = [module for module in self.model.modules() if isinstance(module, _NormBase)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from edgeprune.groups import find_groups
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
 from edgeprune.surgery import slim
+from tests.conftest import edgeprune
 from tests.networks import IMAGE, Net, cbr, conv, free_groups, half_scores, pooled
 
 
@@ -150,3 +153,28 @@ def test_plans_from_before_there_were_inexact_groups() -> None:
     net = stack(nn.BatchNorm2d(12)).eval()
     plan = half(net, find_groups(net, torch.zeros(IMAGE)))
     assert Plan.from_json(plan.to_json().replace('"inexact_because": null, ', "")) == plan
+
+
+def test_the_command_line_offers_them(tmp_path: Path) -> None:
+    """Groups marked in the tree and the JSON; a run says by how much the function changed, and goes on."""
+    (tmp_path / "user.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes=10):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.GroupNorm(2, 8), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    frozen = json.loads(edgeprune("groups", "--model", "user:net", "--json", cwd=tmp_path).stdout)
+    assert frozen["totals"]["free_groups"] == 0
+    tree = edgeprune("groups", "--model", "user:net", "--inexact", cwd=tmp_path).stdout
+    assert "── 0 ~" in tree
+    assert "inexactly ~ 1 group" in tree
+    words = "--model user:net --data digits --train-epochs 0 --scheme magnitude --max-params-ratio 0.8"
+    done = edgeprune(
+        "prune", *words.split(), "--inexact", "--target", "local-cpu", "--out", "run", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "slimming changed the function: its outputs are off by" in json.dumps(facts)
+    again = edgeprune("prune", "--exact", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "could not reach the budget" in again.stderr

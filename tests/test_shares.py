@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.channels import ChannelGroup, Member
-from edgeprune.groups import find_groups
 from edgeprune.cost import count_macs, count_params, macs_by_weight, shell_of
 from edgeprune.errors import ModelError
+from edgeprune.groups import find_groups
 from edgeprune.models import load_model
 from edgeprune.shares import Portion, Shares
 from tests.networks import IMAGE, NETWORKS, Net, built, conv, free_groups, groups_of

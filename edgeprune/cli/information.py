@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from edgeprune.cli.options import JSON, MODEL, take
+from edgeprune.cli.options import CHANNEL_SELECT, INEXACT, JSON, MODEL, take
 
 
 @click.command("groups")
-@take(*MODEL, JSON)
+@take(*MODEL, CHANNEL_SELECT, INEXACT, JSON)
 @click.option(
     "--input",
     "shape",
@@ -24,6 +24,8 @@ def groups(
     model: str | None,
     weights: str | None,
     num_classes: int | None,
+    channel_select: bool | None,
+    inexact: bool | None,
     shape: str | None,
     members: bool,
     as_json: bool,
@@ -62,7 +64,7 @@ def groups(
     network = load_model(model, num_classes=num_classes, weights=weights)
     sizes = _shape(shape or ("1,3,224,224" if ":" in model else "1,3,32,32"))
     example = torch.zeros(sizes)
-    found = find_groups(network, example)
+    found = find_groups(network, example, exact=not inexact, channel_select=bool(channel_select))
     shares = Shares(network, example)
     if not as_json:
         console = Console(highlight=False)
@@ -109,6 +111,7 @@ def _as_json(group: Any) -> dict[str, Any]:
         "name": group.name,
         "size": group.size,
         "frozen_because": group.frozen_because,
+        "inexact_because": group.inexact_because,
         "members": [
             {"tensor": member.tensor, "axis": member.axis, "role": member.role, "indices": member.indices}
             for member in group.members

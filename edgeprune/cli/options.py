@@ -52,6 +52,16 @@ TRAIN = [
     _option("--train-epochs", type=COUNT, text="Dense training.", default="30; 0 with --weights"),
     _option("--train-lr", type=float, text="Its learning rate.", default="0.1"),
 ]
+CHANNEL_SELECT = _option(
+    "--channel-select/--no-channel-select",
+    text="Let a norm that reads a shared stream choose its own channels of it.",
+    default="no",
+)
+INEXACT = _option(
+    "--inexact/--exact",
+    text="Offer channels too whose removal changes what the others compute.",
+    default="exact",
+)
 PRUNE = [
     _option(
         "--scheme", metavar="NAME", text="proximal-ns, magnitude, bn-scale or random.", default="proximal-ns"
@@ -78,6 +88,8 @@ PRUNE = [
         text="What becomes of channels whose gamma is 0.",
         default="auto",
     ),
+    CHANNEL_SELECT,
+    INEXACT,
 ]
 FINETUNE = [
     _option("--finetune-epochs", type=COUNT, text="Epochs of fine-tuning.", default="10"),

@@ -46,14 +46,14 @@ def group_tree(
     free = [group for group in groups if group.frozen_because is None]
     frozen = by_reason(groups)
     stuck = [group for kind in frozen.values() for group in kind]
-    names = [INDENT + len(group.name) for group in free]
+    names = [INDENT + len(label(group)) for group in free]
     names += [3 * INDENT + len(group.name) for group in stuck] if members else []
     column = min(max([20, *names]), width - sum(COLUMNS.values()))
     head = Text(" " * column + "".join(f"{name:>{size}}" for name, size in COLUMNS.items()), style="dim")
     tree = Tree(Text(f"{title}\n", style="bold").append_text(head), guide_style="dim")
 
     def add_group(parent: Tree, group: ChannelGroup, depth: int) -> None:
-        branch = parent.add(_row(group.name, group.size, shares.of([group]), column - depth * INDENT))
+        branch = parent.add(_row(label(group), group.size, shares.of([group]), column - depth * INDENT))
         for does, module, tensors in member_lines(network, group, shares) if members else ():
             line = f"{does:<8}{module}  {tensors}" if module else f"{does:<8}{tensors}"
             branch.add(Text(wrapped(line, width - (depth + 1) * INDENT, 8)))
@@ -68,6 +68,11 @@ def group_tree(
             for group in kind if members else ():
                 add_group(branch, group, 3)
     return Group(tree, Text(), _totals(free, folded(frozen, network), shares, width))
+
+
+def label(group: ChannelGroup) -> str:
+    """A group's name, with a mark if only an inexact cut can remove its units."""
+    return f"{group.name} ~" if group.inexact_because else group.name
 
 
 def folded(frozen: dict[str, list[ChannelGroup]], network: nn.Module) -> dict[str, list[ChannelGroup]]:
@@ -167,7 +172,10 @@ def _totals(
     kinds: dict[str, list[ChannelGroup]] = {}
     for reason, groups in frozen.items():
         kinds.setdefault(reason.partition(" (")[0], []).extend(groups)
-    rows = [("can be cut", free, ""), *(("frozen", groups, f"  {why}") for why, groups in kinds.items())]
+    marked = [group for group in free if group.inexact_because]
+    rows = [("can be cut", free, "")]
+    rows += [("inexactly ~", marked, "  of these: what is left computes something else")] if marked else []
+    rows += [*(("frozen", groups, f"  {why}") for why, groups in kinds.items())]
     counts = [
         (_counted(len(groups), "group"), _counted(units_of(groups), "unit"), why) for _, groups, why in rows
     ]

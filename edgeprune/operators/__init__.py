@@ -13,7 +13,7 @@ from __future__ import annotations
 from edgeprune.operators.common import Rule
 from edgeprune.operators.contraction import attention, einsum, matmul
 from edgeprune.operators.elementwise import combine, pool, prelu, reduction, unary
-from edgeprune.operators.layers import channel_norm, convolution, linear, mixing_norm
+from edgeprune.operators.layers import channel_norm, convolution, index_select, linear, mixing_norm
 from edgeprune.operators.movement import (
     channel_shuffle,
     glu,
@@ -80,7 +80,8 @@ RULES: dict[str, Rule] = {
         "view reshape _unsafe_view view_as reshape_as flatten unflatten expand expand_as broadcast_to",
     ),
     **rows(split, "chunk split split_with_sizes tensor_split unbind"),
-    **rows(take, "slice select index index_select narrow roll"),
+    **rows(take, "slice select index narrow roll"),
+    **rows(index_select, "index_select"),
     **rows(join, "cat concat stack"),
     **rows(like, "zeros_like ones_like full_like"),
     **rows(made, "new_zeros new_ones new_full"),

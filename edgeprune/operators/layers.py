@@ -21,6 +21,7 @@ from edgeprune.operators.common import (
     result_shape,
     unknown,
 )
+from edgeprune.operators.movement import take
 
 
 def next_running_mean(ledger: Ledger, node: Node) -> str | None:
@@ -153,3 +154,12 @@ def mixing_norm(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[st
     elif mixed or vectors:
         ledger.freeze(x.unit, text)
     return Flow(x.unit, torch.full((), VARIES).expand(x.unit.shape))
+
+
+def index_select(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A norm's channel select starts units of its own; its stream stays, or its numbers would be others."""
+    if len(args) < 3 or not isinstance(args[2], Parameter):
+        return take(ledger, node, args, kwargs)
+    ledger.freeze(as_flow(ledger, args[0]).unit, f"is read by the channel select of {module_of(node)}")
+    site = ledger.site(args[2].name, 0, args[2].shape[0], "out", produces=True)
+    return from_channels(site.unit, torch.full_like(site.unit, VARIES), result_shape(node), 1)

@@ -125,6 +125,8 @@ def story_of(context: Context) -> dict[str, object]:
             )
     if slim:
         story["test images that slimming classifies as before"] = f"{slim['same_predictions'] * 100:.2f} %"
+        if "inexact" in slim:
+            story["inexact"] = slim["inexact"]
     return story
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data, load_data
-from edgeprune.errors import ModelError, PlanError, RunError, UsageError
+from edgeprune.errors import InexactWarning, ModelError, PlanError, RunError, UsageError
 from edgeprune.files import replacing, sha256_file, write_text
 from edgeprune.groups import find_groups
 from edgeprune.models import build, load_model, normalization_of, source_of
@@ -194,7 +195,10 @@ def train_dense(context: Context) -> dict[str, Any]:
 
 def groups_of(context: Context, model: nn.Module) -> tuple[ChannelGroup, ...]:
     """Channel groups of the run's network."""
-    return find_groups(model, context.data.example.to(context.device))
+    settings = context.run.settings
+    return find_groups(
+        model, context.data.example, exact=not settings.inexact, channel_select=settings.channel_select
+    )
 
 
 def score(context: Context) -> dict[str, Any]:
@@ -233,7 +237,7 @@ def plan(context: Context) -> dict[str, Any]:
     if limit is not None:
         limit = max(1, limit - FACTS_BYTES)
     chosen = make_plan(
-        model, find_groups(model, context.data.example), scores, context.data.example,
+        model, groups_of(context, model), scores, context.data.example,
         max_macs_ratio=settings.max_macs_ratio, max_params_ratio=settings.max_params_ratio,
         max_size_bytes=limit, channel_multiple=channel_multiple(context),
         min_channels=settings.min_channels, keep=settings.keep,
@@ -257,9 +261,19 @@ def slim_down(context: Context) -> dict[str, Any]:
     run, data = context.run, context.data
     chosen = read_plan(context)
     sparse = load_network(run.file("sparse.safetensors"))
-    small = slim(sparse, chosen, example=data.example)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", InexactWarning)
+        small = slim(sparse, chosen, example=data.example)
+    for warning in caught:
+        if warning.category is not InexactWarning:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     before, after = (predict(model.to(context.device), data.test).cpu() for model in (sparse, small))
-    facts = {"same_predictions": float((before == after).float().mean()), **accuracies(small, data)}
+    facts: dict[str, Any] = {
+        "same_predictions": float((before == after).float().mean()),
+        **accuracies(small, data),
+    }
+    inexact = [str(warning.message) for warning in caught if warning.category is InexactWarning]
+    facts |= {"inexact": inexact[0]} if inexact else {}
     save_slim(small.cpu(), chosen, run.file("pruned.safetensors"))
     return facts
 

@@ -39,6 +39,8 @@ class Settings:
         min_channels: At least this many units of a group stay.
         keep: Groups to keep whole.
         constants: See ``edgeprune.make_plan``.
+        channel_select: See ``edgeprune.find_groups``.
+        inexact: Offer channels too whose removal changes what the others compute; likewise.
         finetune_epochs: None: ``epochs`` or 10.
         finetune_lr: Its learning rate.
         distill: Fine-tune towards the dense network's outputs too.
@@ -70,6 +72,8 @@ class Settings:
     min_channels: int = 1
     keep: tuple[str, ...] = ()
     constants: str = "auto"
+    channel_select: bool = False
+    inexact: bool = False
     finetune_epochs: int | None = None
     finetune_lr: float = 0.01
     distill: bool = True

@@ -50,11 +50,12 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "score", "prune", ("dense.safetensors",), ("scores.npz", "sparse.safetensors"),
-        ("scheme", "scheme_options", *DATA), f"{HOST}:score", f"{HOST}:identity_of_scoring",
+        ("scheme", "scheme_options", "channel_select", "inexact", *DATA),
+        f"{HOST}:score", f"{HOST}:identity_of_scoring",
     ),
     Stage(
         "plan", "prune", ("scores.npz", "sparse.safetensors"), ("plan.json",),
-        ("seed", *PLAN), f"{HOST}:plan", f"{HOST}:identity_of_plan",
+        ("seed", "channel_select", "inexact", *PLAN), f"{HOST}:plan", f"{HOST}:identity_of_plan",
     ),
     Stage(
         "slim", "prune", ("plan.json", "sparse.safetensors"), ("pruned.safetensors",),

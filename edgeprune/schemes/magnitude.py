@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from edgeprune.channel_select import SELECT
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
 from edgeprune.schemes.options import check_options, option
@@ -40,7 +41,8 @@ class Magnitude:
         arXiv 2301.12900, section 3.3, with the mean of the group as its scale.
 
     Differs:
-        - Only the producing weights count, not the consumers' columns nor the norms.
+        - Only the producing weights count, not the consumers' columns nor the norms; of units that a channel
+          select picks from a stream, which no weight produces, the consumers' columns count.
         - Scores of different layers are compared (the authors prune each layer by its own share).
 
     Example:
@@ -66,12 +68,14 @@ class Magnitude:
         checkpoint: Path | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Scores:
-        """Score the units of every group that a weight produces; the data are not looked at."""
+        """Score the units of every group that weights produce, or read; the data are not looked at."""
         del data, checkpoint, on_progress
         state = model.state_dict()
         scores = {}
         for group in movable(groups):
-            powers = self._powers(group, state)
+            powers = self._powers(group, "out", state)
+            if powers is None and group.members[0].tensor.endswith(f".{SELECT}"):
+                powers = self._powers(group, "in", state)
             if powers is None:
                 continue
             score = powers if self.p == 1 else powers.sqrt()
@@ -81,12 +85,12 @@ class Magnitude:
             scores[group.name] = score.float().clamp_min(torch.finfo(torch.float32).tiny)
         return Scores(scores, facts={"options": asdict(self)})
 
-    def _powers(self, group: ChannelGroup, state: dict[str, Tensor]) -> Tensor | None:
-        """Per unit the sum of |w|^p in float64; None if no weight produces the group."""
+    def _powers(self, group: ChannelGroup, role: str, state: dict[str, Tensor]) -> Tensor | None:
+        """Per unit the sum of |w|^p of weights of a role, in float64; None if the group has none."""
         total = None
         for member in group.members:
-            weight = state[member.tensor]
-            if member.role != "out" or member.norm is not None or weight.ndim < 2:
+            weight = state.get(member.tensor)  # None: a select, which the dense network does not have
+            if member.role != role or member.norm is not None or weight is None or weight.ndim < 2:
                 continue
             others = [axis for axis in range(weight.ndim) if axis != member.axis]
             norms = torch.linalg.vector_norm(weight.detach(), self.p, dim=others, dtype=torch.float64).cpu()
