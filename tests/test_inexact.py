@@ -160,19 +160,19 @@ def test_the_command_line_offers_them(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(
         "from torch import nn\n"
         "def net(num_classes=10):\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.GroupNorm(2, 8), nn.ReLU(),\n"
-        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3, stride=4), nn.GroupNorm(2, 16), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))\n"
     )
     frozen = json.loads(edgeprune("groups", "--model", "user:net", "--json", cwd=tmp_path).stdout)
     assert frozen["totals"]["free_groups"] == 0
     tree = edgeprune("groups", "--model", "user:net", "--inexact", cwd=tmp_path).stdout
     assert "── 0 ~" in tree
     assert "inexactly ~ 1 group" in tree
-    words = "--model user:net --data digits --train-epochs 0 --scheme magnitude --max-params-ratio 0.8"
-    done = edgeprune(
-        "prune", *words.split(), "--inexact", "--target", "local-cpu", "--out", "run", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    trained = "--model user:net --data digits --train-epochs 0 --out run"
+    pruned = "--scheme magnitude --max-params-ratio 0.8 --target local-cpu --out run"
+    for words in (["train", *trained.split()], ["prune", *pruned.split(), "--inexact"]):
+        done = edgeprune(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "slimming changed the function: its outputs are off by" in json.dumps(facts)
     again = edgeprune("prune", "--exact", "--out", "run", cwd=tmp_path)
