@@ -247,7 +247,7 @@ def test_compare_peers_without_the_peer(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert run_here("compare_peers", patch=monkeypatch) == 2
-    assert capsys.readouterr().err == "Torch-Pruning is not installed: pip install torch-pruning\n"
+    assert capsys.readouterr().err == "Torch-Pruning is not installed: .venv/bin/pip install --group peers\n"
 
 
 @pytest.mark.parametrize(
