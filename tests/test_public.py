@@ -19,7 +19,7 @@ SURFACE = {
     "exit_code": "(verdicts)",
     "export": "(model, example, path, *, data=None, dynamic_batch=False, opset=18, tolerance=0.0001, "
     "provenance=None, verify_input=None)",
-    "find_groups": "(model, example)",
+    "find_groups": "(model, example, *, channel_select=False)",
     "gate": "(budgets, measurement)",
     "list_targets": "()",
     "load_artifact": "(path)",
