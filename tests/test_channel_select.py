@@ -240,7 +240,7 @@ def test_exact_on_every_network_of_the_table(name: str) -> None:
 # Name -> norms on a stream; groups that can be cut with and without selects, their units; share of the
 # multiply-adds and parameters in the half plan with selects.
 PAPERS = [
-    pytest.param("densenet40", 39, (39, 39), (9360, 936), (0.501, 0.500)),
+    pytest.param("densenet40", 39, (39, 39), (9360, 936), (0.501, 0.500), marks=slow),
     pytest.param("resnet164", 55, (163, 112), (12112, 4496), (0.324, 0.329), marks=slow),
 ]
 
