@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -29,7 +30,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune import __version__
 from edgeprune.artifact import Artifact
@@ -240,7 +241,10 @@ def _converted(
     if dynamic_batch:
         # torch.export takes sizes 0 and 1 for constants, so the open axis is shown with 2.
         inputs = tuple(torch.cat([tensor[:1]] * 2) for tensor in inputs)
-        shapes = ({0: torch.export.Dim("batch")},) * len(inputs)
+        axis, given = {0: torch.export.Dim("batch")}, inspect.signature(network.forward).bind(*inputs)
+        shapes = {
+            k: tree_map(lambda _: axis, value) for k, value in given.arguments.items()
+        }  # *inputs: a tuple
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(

@@ -269,6 +269,21 @@ def test_dynamic_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unsimplified")
+def test_dynamic_batch_of_several_inputs_and_of_whatever_comes(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            return x + sum(others)
+
+    inputs = (torch.randn(1, 3, 4, 4),) * 3
+    artifact = export(Sum(), inputs, tmp_path / "sum.onnx", dynamic_batch=True)
+    several = [torch.randn(5, 3, 4, 4) for _ in inputs]
+    session = onnxruntime.InferenceSession(str(artifact.path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    (found,) = session.run(None, {n: x.numpy() for n, x in zip(names, several, strict=True)})
+    np.testing.assert_allclose(found, sum(several).numpy(), atol=1e-5)
+
+
+@pytest.mark.usefixtures("unsimplified")
 def test_fixed_batch_above_1(tmp_path: Path) -> None:
     artifact = export(trained(), torch.zeros(4, 3, 8, 8), tmp_path / "net.onnx", data=toy_data())
     one_by_one = export(trained(), EXAMPLE, tmp_path / "one.onnx", data=toy_data())
