@@ -242,9 +242,7 @@ def _converted(
         # torch.export takes sizes 0 and 1 for constants, so the open axis is shown with 2.
         inputs = tuple(torch.cat([tensor[:1]] * 2) for tensor in inputs)
         axis, given = {0: torch.export.Dim("batch")}, inspect.signature(network.forward).bind(*inputs)
-        shapes = {
-            k: tree_map(lambda _: axis, value) for k, value in given.arguments.items()
-        }  # *inputs: a tuple
+        shapes = tree_map(lambda _: axis, dict(given.arguments))  # the names' own: *inputs is a tuple
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
