@@ -28,7 +28,7 @@ class EdgepruneError(Exception):
         if where:
             text += f": {where} is {value}"
             text += f", expected {expected}" if expected else ""
-        text = text.rstrip(".") + "."
+        text = text if text.endswith("?") else text.rstrip(".") + "."
         super().__init__(f"{text} {hint}".rstrip())
 
 
