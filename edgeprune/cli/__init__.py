@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" Try `{context.command_path} --help`." if context is not None else ""
-        _fail(f"{error.format_message().rstrip('.')}.{hint}", EdgepruneError.exit_code, as_json)
+        text = error.format_message()
+        text = text if text.endswith("?") else text.rstrip(".") + "."
+        _fail(f"{text}{hint}", EdgepruneError.exit_code, as_json)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in HOST_PACKAGES:
             raise
