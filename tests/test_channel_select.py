@@ -227,7 +227,13 @@ def test_a_norm_that_is_used_twice_and_has_two_names() -> None:
 # ---- exact
 
 
-@pytest.mark.parametrize("name", [name for name, row in NETWORKS.items() if row.free])
+FAST = {"preactivation", "dense_block", "residual", "grouped", "chunk_of_concat", "instance_norm"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in FAST else slow) for name, row in NETWORKS.items() if row.free],
+)
 def test_exact_on_every_network_of_the_table(name: str) -> None:
     model, inputs = built(name)
     if not any(can_select(module) for module in model.modules()):

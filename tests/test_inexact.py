@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.channels import ChannelGroup
+from edgeprune.cli import main
 from edgeprune.errors import InexactWarning, SlimError
 from edgeprune.groups import find_groups
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
 from edgeprune.surgery import slim
-from tests.conftest import edgeprune
 from tests.networks import IMAGE, Net, cbr, conv, free_groups, half_scores, pooled
 
 
@@ -155,24 +154,35 @@ def test_plans_from_before_there_were_inexact_groups() -> None:
     assert Plan.from_json(plan.to_json().replace('"inexact_because": null, ', "")) == plan
 
 
-def test_the_command_line_offers_them(tmp_path: Path) -> None:
-    """Groups marked in the tree and the JSON; a run says by how much the function changed, and goes on."""
-    (tmp_path / "user.py").write_text(
+def test_the_command_line_offers_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Groups marked in the tree; a run says by how much the function changed, and goes on."""
+    (tmp_path / "user_with_group_norm.py").write_text(
         "from torch import nn\n"
         "def net(num_classes=10):\n"
         "    return nn.Sequential(nn.Conv2d(3, 16, 3, stride=4), nn.GroupNorm(2, 16), nn.ReLU(),\n"
         "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))\n"
     )
-    tree = edgeprune("groups", "--model", "user:net", "--inexact", cwd=tmp_path).stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ending:
+            main(list(words))
+        out, err = capsys.readouterr()
+        return int(ending.value.code or 0), out, err
+
+    model = ("--model", "user_with_group_norm:net")
+    tree = run("groups", *model, "--inexact")[1]
     assert "── 0 ~" in tree
     assert "inexactly ~ 1 group" in tree
-    trained = "--model user:net --data digits --train-epochs 0 --out run"
-    pruned = "--scheme magnitude --max-params-ratio 0.8 --target local-cpu --out run"
-    for words in (["train", *trained.split()], ["prune", *pruned.split(), "--inexact"]):
-        done = edgeprune(*words, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert "slimming changed the function: its outputs are off by" in json.dumps(facts)
-    again = edgeprune("prune", "--exact", "--out", "run", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "could not reach the budget" in again.stderr
+    assert run("train", *model, "--data", "digits", "--train-epochs", "0", "--out", "run")[0] == 0
+    budget = ("--max-params-ratio", "0.8", "--target", "local-cpu", "--out", "run")
+    code, _, err = run("prune", "--scheme", "magnitude", *budget, "--inexact")
+    assert code == 0, err
+    facts = (tmp_path / "run" / "run.json").read_text()
+    assert "slimming changed the function: its outputs are off by" in facts
+    code, _, err = run("prune", "--exact", "--out", "run")
+    assert code == 2
+    assert "could not reach the budget" in err

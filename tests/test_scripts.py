@@ -202,6 +202,7 @@ def run_here(script: str, *words: str, patch: pytest.MonkeyPatch) -> int:
 COVERAGE = ["squeezenet1_1", "--no-onnx", "--size", "64", "--threads", "1"]
 
 
+@pytest.mark.slow
 def test_coverage_of_a_right_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
