@@ -116,7 +116,7 @@ PARTS = {
     "cspresnet50": {"split"},
     "dpn48b": {"slice"},
     "edgenext_xx_small": {"layer_norm", "matmul"},
-    "inception_next_atto": {"split_with_sizes"},
+    "inception_next_atto": {"split_with_sizes", "layer_norm"},
     "mixnet_s": {"split_with_sizes"},
     "res2net50_26w_4s": {"split"},
     "rexnet_100": {"slice"},
