@@ -48,6 +48,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {key: getattr(spots[0].module, spots[0].name) for key, spots in places(model).items()}
 
 
+def names_of(model: nn.Module) -> dict[str, str]:
+    """By state-dict key, the key that stands for its tensor: of a shared one's several keys the first."""
+    first: dict[int, str] = {}
+    return {key: first.setdefault(id(tensor), key) for key, tensor in tensors_of(model).items()}
+
+
 def assign(spots: list[Place], tensor: Tensor) -> None:
     """Put a new tensor in every place of the old one."""
     old = getattr(spots[0].module, spots[0].name)

@@ -125,6 +125,8 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
             reason = "its channels can only go all together"
             merged = [text for labels, text in ledger.merges if roots[0] in component[labels.numpy()]]
             reason += f" ({merged[0]})" if merged else ""
+        elif reason is None and len(roots) == 1:
+            reason = "has a single channel"
         groups.append(read_group(ledger, name, len(roots), home, reason, mark))
         nodes[name] = [node for node, found in touched.items() if not found.isdisjoint(roots)]
     for layer, size, reason in ledger.unlabelled:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.cutting import duplicate, tensors_of
+from edgeprune.cutting import duplicate, names_of, tensors_of
 from edgeprune.errors import SlimError
 
 Inputs = tuple[Tensor, ...]
@@ -96,9 +96,7 @@ class Double:
         self.module = hollow(model)
         self.owned: dict[str, Tensor] = {}
         self._tensors = tensors_of(model)
-        # Shared tensors have several keys, and one name.
-        first: dict[int, str] = {}
-        self._name = {key: first.setdefault(id(tensor), key) for key, tensor in self._tensors.items()}
+        self._name = names_of(model)
         self._zeros: dict[str, list[tuple[int, Tensor]]] = {}
         for (key, axis), positions in (zeros or {}).items():
             self._zeros.setdefault(self._name[key], []).append((axis, positions))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_params, macs_by_weight, shell_of
-from edgeprune.cutting import tensors_of
+from edgeprune.cutting import names_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ class Shares:
     def __init__(self, model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> None:
         shell = shell_of(model)
         tensors = tensors_of(shell)
-        first: dict[int, str] = {}
-        # A shared tensor counts once, under the first of its keys.
-        self._key = {key: first.setdefault(id(tensor), key) for key, tensor in tensors.items()}
-        self._shape = {key: tuple(tensors[key].shape) for key in first.values()}
-        self._is_parameter = {key for key in first.values() if isinstance(tensors[key], nn.Parameter)}
+        self._key = names_of(shell)  # a shared tensor counts once
+        names = set(self._key.values())
+        self._shape = {key: tuple(tensors[key].shape) for key in names}
+        self._is_parameter = {key for key in names if isinstance(tensors[key], nn.Parameter)}
         self._macs, self.unbooked_macs = macs_by_weight(shell, example)
         self.params = count_params(shell)
         self.macs = sum(self._macs.values()) + self.unbooked_macs

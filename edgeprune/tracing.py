@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune.channel_select import can_select, selects_of
 from edgeprune.cost import evaluating
-from edgeprune.cutting import device_of, first_line, tensors_of
+from edgeprune.cutting import device_of, first_line, names_of
 from edgeprune.errors import ModelError
 from edgeprune.labels import FIXED, VARIES, Flow, Ledger, Parameter
 from edgeprune.operators import RULES
@@ -59,9 +59,7 @@ class Trace:
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.program = export(model, inputs)
         signature = self.program.graph_signature
-        # Shared tensors have several state-dict keys: use the first for all.
-        first: dict[int, str] = {}
-        canonical = {key: first.setdefault(id(tensor), key) for key, tensor in tensors_of(model).items()}
+        canonical = names_of(model)
         held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.names = {placeholder: canonical.get(key, key) for placeholder, key in held.items()}
         self.values: dict[str, Tensor] = {}

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from edgeprune.channel_select import ChannelSelect
 from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_macs_meta, count_params, shell_of
-from edgeprune.cutting import Cuts, chosen, cut, device_of, first_line, shared, tensors_of
+from edgeprune.cutting import Cuts, chosen, cut, device_of, first_line, names_of, shared, tensors_of
 from edgeprune.errors import ModelError
 from edgeprune.oracle import (
     Filled,
@@ -68,10 +68,8 @@ class Trial:
         self.model = hollow(model)
         self.inputs = random_inputs([(x.shape, x.dtype) for x in inputs], device_of(model), seed=0)
         self.real = {key: tensor.detach() for key, tensor in tensors_of(model).items()}
-        # Shared tensors have several keys, and one name.
-        first: dict[int, str] = {}
-        self.name = {key: first.setdefault(id(tensor), key) for key, tensor in tensors_of(model).items()}
-        self.drawn = {first[id(parameter)] for parameter in model.parameters()}
+        self.name = names_of(model)
+        self.drawn = {key for key, tensor in tensors_of(model).items() if isinstance(tensor, nn.Parameter)}
         self.attempts = ATTEMPTS
         self.settled: dict[str, Tensor] = {}
         self.shell: nn.Module | None = shell_of(self.model)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.cli import main
+
 TINY = '''
 """A network that trains in a second."""
 
@@ -59,3 +61,11 @@ def edgeprune(*words: str, cwd: Path, **environment: str) -> subprocess.Complete
         timeout=600,
         check=False,
     )
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command, run in this process."""
+    with pytest.raises(SystemExit) as ending:
+        main(list(words))
+    out, err = capsys.readouterr()
+    return int(ending.value.code or 0), out, err

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from edgeprune.channels import ChannelGroup
 from edgeprune.groups import find_groups
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
+from scripts.fresh import double_default, largest_gap
 
 
 @dataclass(frozen=True)
@@ -130,21 +130,7 @@ def gap(first: nn.Module, second: nn.Module, inputs: tuple[Tensor, ...]) -> floa
         ours, theirs = (tree_leaves(net(*(x.double() for x in inputs))) for net in (first, second))
     assert [a.shape for a in ours] == [b.shape for b in theirs]
     assert any(isinstance(b, Tensor) and float(b.abs().max()) > 0 for b in theirs)
-    errors = [
-        0.0 if torch.equal(a, b) else float((a - b).abs().max() / b.abs().max())
-        for a, b in zip(ours, theirs, strict=True)
-    ]
-    return max(math.inf if math.isnan(error) else error for error in errors)
-
-
-@contextlib.contextmanager
-def double_default() -> Iterator[None]:
-    """Within the block new tensors are float64."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
+    return largest_gap(ours, theirs)
 
 
 def randomise(model: nn.Module) -> None:

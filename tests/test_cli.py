@@ -19,14 +19,7 @@ from edgeprune.errors import UsageError
 from edgeprune.metrics import METRICS
 from edgeprune.pipeline import COMMANDS, Settings
 from edgeprune.schemes import SCHEMES
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command, run in this process."""
-    with pytest.raises(SystemExit) as ending:
-        main(list(words))
-    out, err = capsys.readouterr()
-    return int(ending.value.code or 0), out, err
+from tests.conftest import run
 
 
 def network(path: Path, width: int) -> Path:

@@ -15,6 +15,7 @@ from edgeprune.cutting import (
     cut,
     duplicate,
     first_line,
+    names_of,
     places,
     shared,
     tensors_of,
@@ -43,6 +44,13 @@ def test_places_of_shared_tensors_and_shared_modules() -> None:
     assert [spot.module for spot in where["0.weight"]] == [net[0], net[2]]
     assert len(where["1.weight"]) == 1  # one module under two names
     assert not where["1.running_mean"][0].is_parameter
+
+
+def test_each_tensor_has_one_name() -> None:
+    names = names_of(tied())
+    assert names["2.weight"] == names["0.weight"] == "0.weight"
+    assert names["2.bias"] == "2.bias"
+    assert names.keys() == tied().state_dict().keys()
 
 
 def test_cut_keeps_ties_gradients_and_numbers() -> None:

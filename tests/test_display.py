@@ -14,7 +14,7 @@ from edgeprune.channels import ChannelGroup
 from edgeprune.cli import display as display_module
 from edgeprune.cli.display import Display
 from edgeprune.cli.tree import _percent as display_percent
-from edgeprune.cli.tree import group_tree
+from edgeprune.cli.tree import folded, group_tree
 from edgeprune.groups import find_groups
 from edgeprune.shares import Shares
 from edgeprune.training import Progress
@@ -188,3 +188,11 @@ def test_a_network_without_layers() -> None:
 def test_almost_all_is_not_all_and_almost_nothing_is_not_nothing() -> None:
     shown = [display_percent(share) for share in (0.0, 1e-9, 0.00004, 0.00005, 0.5, 0.99996, 1.0)]
     assert shown == ["0.00 %", "< 0.01 %", "< 0.01 %", "0.01 %", "50.00 %", "99.99 %", "100.00 %"]
+
+
+def test_reasons_of_channel_selects_are_one() -> None:
+    network = nn.ModuleDict({"a": nn.Identity(), "b": nn.Identity()})
+    reasons = ["is read by the channel select of a", "is read by the channel select of b", "view in a cuts"]
+    frozen = {reason: [ChannelGroup(reason[-1], 1, (), reason)] for reason in reasons}
+    found = {reason: [group.name for group in groups] for reason, groups in folded(frozen, network).items()}
+    assert found == {"is read by the channel select of ...": ["a", "b"], "view in a cuts": ["s"]}

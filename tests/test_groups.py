@@ -241,6 +241,14 @@ def test_a_group_that_fails_does_not_freeze_its_neighbours() -> None:
     assert [group.name for group in free_groups(groups)] == ["a.0", "c.0"]
 
 
+def test_a_single_channel_can_not_go() -> None:
+    groups = find_groups(nn.Sequential(conv(3, 1), nn.ReLU(), conv(1, 2)), torch.zeros(IMAGE))
+    assert [(group.size, group.frozen_because) for group in groups] == [
+        (1, "has a single channel"),
+        (2, "reaches the output"),
+    ]
+
+
 def test_fewest_ties_first() -> None:
     """Groups stated first or last, sizes computed or hard-coded: always as many units as can be."""
 

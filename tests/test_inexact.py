@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.channels import ChannelGroup
-from edgeprune.cli import main
 from edgeprune.errors import InexactWarning, SlimError
 from edgeprune.groups import find_groups
 from edgeprune.plan import Plan
 from edgeprune.selection import make_plan
 from edgeprune.surgery import slim
+from tests.conftest import run
 from tests.networks import IMAGE, Net, cbr, conv, free_groups, half_scores, pooled
 
 
@@ -167,22 +167,16 @@ def test_the_command_line_offers_them(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ending:
-            main(list(words))
-        out, err = capsys.readouterr()
-        return int(ending.value.code or 0), out, err
-
     model = ("--model", "user_with_group_norm:net")
-    tree = run("groups", *model, "--inexact")[1]
+    tree = run(capsys, "groups", *model, "--inexact")[1]
     assert "── 0 ~" in tree
     assert "inexactly ~ 1 group" in tree
-    assert run("train", *model, "--data", "digits", "--train-epochs", "0", "--out", "run")[0] == 0
+    assert run(capsys, "train", *model, "--data", "digits", "--train-epochs", "0", "--out", "run")[0] == 0
     budget = ("--max-params-ratio", "0.8", "--target", "local-cpu", "--out", "run")
-    code, _, err = run("prune", "--scheme", "magnitude", *budget, "--inexact")
+    code, _, err = run(capsys, "prune", "--scheme", "magnitude", *budget, "--inexact")
     assert code == 0, err
     facts = (tmp_path / "run" / "run.json").read_text()
     assert "slimming changed the function: its outputs are off by" in facts
-    code, _, err = run("prune", "--exact", "--out", "run")
+    code, _, err = run(capsys, "prune", "--exact", "--out", "run")
     assert code == 2
     assert "could not reach the budget" in err

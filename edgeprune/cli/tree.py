@@ -80,7 +80,7 @@ def folded(frozen: dict[str, list[ChannelGroup]], network: nn.Module) -> dict[st
     modules = {name for name, _ in network.named_modules()}
     kinds: dict[str, list[str]] = {}
     for reason in frozen:
-        blank = re.sub(r"(?<= in )[\w.]+", lambda name: "..." if name[0] in modules else name[0], reason)
+        blank = re.sub(r"(?<= in | of )[\w.]+", lambda name: "..." if name[0] in modules else name[0], reason)
         kinds.setdefault(blank, []).append(reason)
     return {
         blank if len(reasons) > 1 else reasons[0]: [group for reason in reasons for group in frozen[reason]]
