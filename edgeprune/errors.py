@@ -68,6 +68,10 @@ class TrainingError(EdgepruneError):
     """Training cannot go on, e.g. a loss that is not finite."""
 
 
+class SchemeError(EdgepruneError):
+    """A scheme cannot score the channels, e.g. a layer returns numbers that are not finite."""
+
+
 class ExportError(EdgepruneError):
     """The ONNX file cannot be made, or its outputs differ from torch's."""
 

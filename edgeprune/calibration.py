@@ -1,0 +1,173 @@
+"""Calibration: class-balanced images, and what a network's layers receive and return on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.channels import ChannelGroup
+from edgeprune.cutting import device_of, first_line
+from edgeprune.data import Data
+from edgeprune.errors import DataError, ModelError, SchemeError
+from edgeprune.training.evaluation import mode
+
+PROBLEM = "could not calibrate"
+
+BATCH = 100
+"""Images of one forward pass."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images to look at a network with.
+
+    Attributes:
+        images: (n, C, H, W), normalised, not augmented, on the CPU; class after class: 0, 1, 2, ..., 0, 1 ...
+        labels: (n,) int64.
+        classes: Class names.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def calibration_of(data: Data, per_class: int) -> Calibration:
+    """The first ``per_class`` images of each class of ``data.calib``.
+
+    Raises:
+        DataError: A class has fewer, or the images are not finite.
+    """
+    batches = list(data.calib)
+    if not batches:
+        raise DataError(PROBLEM, where="data.calib", value="empty", expected="images of every class")
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    places = [(labels == number).nonzero()[:, 0] for number in range(len(data.classes))]
+    counts = [len(found) for found in places]
+    short = min(range(len(counts)), key=counts.__getitem__)
+    if counts[short] < per_class:
+        hint = f"Ask for at most {counts[short]} per class." if counts[short] else "Add images of this class."
+        raise DataError(
+            PROBLEM,
+            where=f"class {data.classes[short]} of data.calib",
+            value=f"{counts[short]} images",
+            expected=f"at least {per_class}",
+            hint=hint,
+        )
+    order = torch.stack([found[:per_class] for found in places], 1).flatten()
+    if not bool(images[order].isfinite().all()):
+        rule = "finite numbers"
+        raise DataError(PROBLEM, where="the images of data.calib", value="not finite", expected=rule)
+    return Calibration(images[order], labels[order], data.classes)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads the units of a group.
+
+    Attributes:
+        layer: Name of the convolution or linear layer.
+        channels: Per unit, the input channels of the layer that hold it.
+        columns: Per unit, its positions along axis 1 of the layer's weight; of a grouped convolution they
+            stand for a channel of every convolution group.
+    """
+
+    layer: str
+    channels: tuple[tuple[int, ...], ...]
+    columns: tuple[tuple[int, ...], ...]
+
+
+def readers_of(model: nn.Module, group: ChannelGroup) -> tuple[Reader, ...]:
+    """The layers that read a group's units; without those whose weight no such layer owns.
+
+    Transposed convolutions hold their inputs on another axis; they are among the readers too.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    readers = []
+    for member in group.members:
+        layer, _, name = member.tensor.rpartition(".")
+        module = modules.get(layer)
+        if member.role != "in" or name != "weight":
+            continue
+        if isinstance(module, nn.Linear):
+            readers.append(Reader(layer, member.indices, member.indices))
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            width = module.weight.shape[member.axis]
+            starts = range(0, module.in_channels, width)
+            channels = tuple(
+                tuple(start + place for start in starts for place in unit) for unit in member.indices
+            )
+            readers.append(Reader(layer, channels, member.indices))
+    return tuple(readers)
+
+
+Visitor = Callable[[Tensor, Tensor], None]
+"""Takes what a layer receives and returns: input (N, C, places), output (N, C_out, places)."""
+
+
+def observe(model: nn.Module, images: Tensor, visitors: Mapping[str, Visitor], *, batch: int = BATCH) -> None:
+    """Show each named layer's inputs and outputs to its visitor, batch after batch.
+
+    A layer that is used more than once is visited as often, in the order of its uses.
+
+    Args:
+        model: Network; it runs in evaluation mode, without gradients, and is left as it was.
+        images: (n, C, H, W).
+        visitors: By name of a convolution or linear layer.
+        batch: Images of one forward pass.
+
+    Raises:
+        ModelError: The network does not run.
+        SchemeError: A layer receives or returns numbers that are not finite.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def hook(name: str, visitor: Visitor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def visit(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            received, returned = maps_of(layer, args[0], size), maps_of(layer, output, size)
+            for what, maps in (("receives", received), ("returns", returned)):
+                if not bool(maps.isfinite().all()):
+                    raise SchemeError(
+                        PROBLEM,
+                        where=f"what {name} {what}",
+                        value="not finite",
+                        expected="finite numbers",
+                        hint="Check the weights and the images of the network.",
+                    )
+            visitor(received, returned)
+
+        return visit
+
+    hooks = [modules[name].register_forward_hook(hook(name, visitor)) for name, visitor in visitors.items()]
+    device = device_of(model)
+    try:
+        with mode(model, False), torch.no_grad():
+            for part in torch.split(images, batch):
+                size = len(part)
+                model(part.to(device))
+    except (SchemeError, torch.OutOfMemoryError):
+        raise
+    except Exception as reason:  # the forward pass is the user's: it may raise anything
+        raise ModelError(
+            PROBLEM,
+            where="the network on the calibration images",
+            value=f"failing ({first_line(reason)})",
+            expected="a network for this data",
+        ) from reason
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def maps_of(layer: nn.Module, tensor: Tensor, images: int) -> Tensor:
+    """(N, C, places) of what a layer receives or returns: tokens and windows of an image are its places."""
+    maps = tensor.detach()
+    if isinstance(layer, nn.Linear):
+        return maps.reshape(images, -1, maps.shape[-1]).transpose(1, 2)
+    return maps.flatten(2)
