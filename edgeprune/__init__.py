@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgeprune.models import load_model
     from edgeprune.onnx_export import export
     from edgeprune.plan import Plan
+    from edgeprune.refitting import Refit, refit
     from edgeprune.schemes import Scores
     from edgeprune.selection import make_plan
     from edgeprune.surgery import load_slim, save_slim, slim
@@ -42,6 +43,7 @@ _HOME = {
     "models": ("load_model",),
     "onnx_export": ("export",),
     "plan": ("Plan",),
+    "refitting": ("Refit", "refit"),
     "schemes": ("Scores", "schemes"),
     "selection": ("make_plan",),
     "surgery": ("load_slim", "save_slim", "slim"),
@@ -62,6 +64,7 @@ __all__ = [
     "Member",
     "Normalization",
     "Plan",
+    "Refit",
     "Scores",
     "Target",
     "Verdict",
@@ -83,6 +86,7 @@ __all__ = [
     "load_target",
     "make_plan",
     "predict",
+    "refit",
     "save_slim",
     "schemes",
     "slim",

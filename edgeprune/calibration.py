@@ -38,8 +38,13 @@ class Calibration:
         return len(self.images)
 
 
-def calibration_of(data: Data, per_class: int) -> Calibration:
+def calibration_of(data: Data, per_class: int, *, or_fewer: bool = False) -> Calibration:
     """The first ``per_class`` images of each class of ``data.calib``.
+
+    Args:
+        data: Data set.
+        per_class: Images of each class.
+        or_fewer: If a class has fewer, take as many of each as it has, but one at least.
 
     Raises:
         DataError: A class has fewer, or the images are not finite.
@@ -51,6 +56,8 @@ def calibration_of(data: Data, per_class: int) -> Calibration:
     places = [(labels == number).nonzero()[:, 0] for number in range(len(data.classes))]
     counts = [len(found) for found in places]
     short = min(range(len(counts)), key=counts.__getitem__)
+    if or_fewer:
+        per_class = max(1, min(per_class, counts[short]))
     if counts[short] < per_class:
         hint = f"Ask for at most {counts[short]} per class." if counts[short] else "Add images of this class."
         raise DataError(
@@ -108,7 +115,7 @@ def readers_of(model: nn.Module, group: ChannelGroup) -> tuple[Reader, ...]:
 
 
 Visitor = Callable[[Tensor, Tensor], None]
-"""Takes what a layer receives and returns: input (N, C, places), output (N, C_out, places)."""
+"""Takes what a layer receives, (N, C, *spatial), and returns, (N, C_out, *spatial), see ``maps_of``."""
 
 
 def observe(model: nn.Module, images: Tensor, visitors: Mapping[str, Visitor], *, batch: int = BATCH) -> None:
@@ -166,8 +173,9 @@ def observe(model: nn.Module, images: Tensor, visitors: Mapping[str, Visitor], *
 
 
 def maps_of(layer: nn.Module, tensor: Tensor, images: int) -> Tensor:
-    """(N, C, places) of what a layer receives or returns: tokens and windows of an image are its places."""
+    """(N, C, *spatial) of what a layer receives or returns; of a linear layer (N, C, places).
+
+    Tokens and windows of an image are its places.
+    """
     maps = tensor.detach()
-    if isinstance(layer, nn.Linear):
-        return maps.reshape(images, -1, maps.shape[-1]).transpose(1, 2)
-    return maps.flatten(2)
+    return maps.reshape(images, -1, maps.shape[-1]).mT if isinstance(layer, nn.Linear) else maps

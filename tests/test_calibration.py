@@ -102,8 +102,8 @@ def test_shows_every_image_in_order_and_leaves_the_network_as_it_was():
     before = {key: value.clone() for key, value in net.state_dict().items()}
     observe(net, images, {name: lambda x, y, n=name: seen[n].append((x, y)) for name in seen}, batch=2)
     assert [len(x) for x, _ in seen["0"]] == [2, 2, 1]
-    assert torch.equal(torch.cat([x for x, _ in seen["0"]]), images.flatten(2))
-    assert torch.cat([y for _, y in seen["0"]]).shape == (5, 4, 4)
+    assert torch.equal(torch.cat([x for x, _ in seen["0"]]), images)
+    assert torch.cat([y for _, y in seen["0"]]).shape == (5, 4, 2, 2)
     assert torch.cat([x for x, _ in seen["3"]]).shape == (5, 16, 1)
     assert net.training
     assert not net[1].training

@@ -20,7 +20,7 @@ DEVICE_SIDE = [
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "cutting", "channel_select", "cost", "oracle",
     "tracing", "trial", "groups", "shares", "plan", "constants", "surgery", "parity", "onnx_export",
-    "selection", "training", "calibration", "schemes", "pipeline",
+    "selection", "training", "calibration", "moments", "flow", "refitting", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 

@@ -20,13 +20,13 @@ from tests.conftest import RUN, edgeprune
 
 HASHED = (
     "dense.safetensors", "scores.npz", "sparse.safetensors", "plan.json", "pruned.safetensors",
-    "slim.safetensors",
+    "refitted.safetensors", "slim.safetensors",
     "dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json",
 )  # fmt: skip
 
 ONE_PER_STAGE = (
-    "train:epoch", "score:epoch", "plan:writing", "slim:record", "finetune:writing", "export:writing",
-    "bench:record", "gate:writing", "report:record",
+    "train:epoch", "score:epoch", "plan:writing", "slim:record", "refit:writing", "finetune:writing",
+    "export:writing", "bench:record", "gate:writing", "report:record",
 )  # fmt: skip
 MANY = tuple(
     f"{stage.name}:{when}"

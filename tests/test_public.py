@@ -31,6 +31,7 @@ SURFACE = {
     "make_plan": "(dense, groups, scores, example, *, max_macs_ratio=None, max_params_ratio=None, "
     "max_size_bytes=None, channel_multiple=1, min_channels=1, keep=(), constants='auto')",
     "predict": "(model, loader)",
+    "refit": "(model, dense, plan, data, *, images=300, places=256, seed=0)",
     "save_slim": "(model, plan, path, *, source=None)",
     "slim": "(model, plan, *, example=None)",
     "train": "(model, data, *, epochs, lr=0.1, momentum=0.9, weight_decay=0.0001, nesterov=False, "
@@ -39,7 +40,7 @@ SURFACE = {
 }
 CLASSES = {
     "Artifact", "Budget", "ChannelGroup", "Data", "EdgepruneError", "Estimate", "Measurement", "Member",
-    "Normalization", "Plan", "Scores", "Target", "Verdict",
+    "Normalization", "Plan", "Refit", "Scores", "Target", "Verdict",
 }  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def test_schemes_have_the_papers_parameters() -> None:
     assert ep.schemes.ProximalNS(l1=0.0045, beta=100.0, epochs=160).l1 == 0.0045
     assert ep.schemes.Magnitude()
     assert ep.schemes.Random(seed=0)
-    assert set(ep.schemes.SCHEMES) == {"proximal-ns", "magnitude", "bn-scale", "random"}
+    assert set(ep.schemes.SCHEMES) == {"proximal-ns", "obs", "magnitude", "bn-scale", "random"}
 
 
 def test_everything_public_is_documented() -> None:

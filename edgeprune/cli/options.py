@@ -64,7 +64,10 @@ INEXACT = _option(
 )
 PRUNE = [
     _option(
-        "--scheme", metavar="NAME", text="proximal-ns, magnitude, bn-scale or random.", default="proximal-ns"
+        "--scheme",
+        metavar="NAME",
+        text="proximal-ns, obs, magnitude, bn-scale or random.",
+        default="proximal-ns",
     ),
     _option(
         "--scheme-option",
@@ -91,6 +94,14 @@ PRUNE = [
     CHANNEL_SELECT,
     INEXACT,
 ]
+REFIT = [
+    _option(
+        "--refit/--no-refit",
+        text="Let the weights that are left make up for those that are gone, by least squares.",
+        default="refit",
+    ),
+    _option("--refit-images", type=POSITIVE, text="Calibration images for that, at most.", default="300"),
+]
 FINETUNE = [
     _option("--finetune-epochs", type=COUNT, text="Epochs of fine-tuning.", default="10"),
     _option("--finetune-lr", type=float, text="Its learning rate.", default="0.01"),
@@ -108,11 +119,11 @@ BENCH = [_option("--processes", type=click.IntRange(2), text="Fresh processes to
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
-ALL = [*MODEL, *DATA, EPOCHS, *TRAIN, *PRUNE, *FINETUNE, *EXPORT, *TARGET, *BENCH]
+ALL = [*MODEL, *DATA, EPOCHS, *TRAIN, *PRUNE, *REFIT, *FINETUNE, *EXPORT, *TARGET, *BENCH]
 BY_COMMAND: dict[str, list[Any]] = {
     "run": ALL,
     "train": [*MODEL, *DATA, EPOCHS, *TRAIN],
-    "prune": [*DATA, EPOCHS, *PRUNE, *TARGET],
+    "prune": [*DATA, EPOCHS, *PRUNE, *REFIT, *TARGET],
     "finetune": [*DATA, EPOCHS, *FINETUNE],
     "export": [*DATA, *EXPORT],
     "bench": [*TARGET, *BENCH],

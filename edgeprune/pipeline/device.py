@@ -34,7 +34,7 @@ def identity_of_target(context: Context) -> Any:
 def identity_of_report(context: Context) -> Any:
     """The target, and the facts of the stages before."""
     run = context.run
-    stages = ("train", "score", "plan", "slim", "finetune", "export")
+    stages = ("train", "score", "plan", "slim", "refit", "finetune", "export")
     return [context.target.sha256, run.settings.to_json(), {name: run.facts(name) for name in stages}]
 
 
@@ -117,17 +117,31 @@ def story_of(context: Context) -> dict[str, object]:
         ("dense", train),
         ("after the scheme", score),
         ("straight after slimming", slim),
+        ("after refitting", run.facts("refit")),
         ("after fine-tuning", finetune),
     ):
         if facts:
             story[f"accuracy {text} (torch)"] = (
                 f"validation {facts['val_accuracy'] * 100:.2f} %, test {facts['test_accuracy'] * 100:.2f} %"
             )
+    if "refit" in (refit := run.facts("refit")):
+        story["refit"] = refit_story(refit["refit"])
     if slim:
         story["test images that slimming classifies as before"] = f"{slim['same_predictions'] * 100:.2f} %"
         if "inexact" in slim:
             story["inexact"] = slim["inexact"]
     return story
+
+
+def refit_story(done: dict[str, Any]) -> str:
+    """One line on a refit."""
+    errors, layers = done["errors"], done["layers"]
+    changed = sum(layer["ridge"] is not None for layer in layers)
+    return (
+        f"kept {done['kept']}; {changed} of {len(layers)} layers changed; the outputs differ from the dense"
+        f" network's by {errors[done['kept']] * 100:.2f} % of their variance on held-out images"
+        f" ({errors['nothing'] * 100:.2f} % before)"
+    )
 
 
 def write_reports(context: Context) -> dict[str, Any]:

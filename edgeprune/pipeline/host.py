@@ -1,9 +1,10 @@
-"""The stages that need torch: train, score, plan, slim, finetune, export."""
+"""The stages that need torch: train, score, plan, slim, refit, finetune, export."""
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgeprune.models import build, load_model, normalization_of, source_of
 from edgeprune.onnx_export import export
 from edgeprune.pipeline.context import Context
 from edgeprune.plan import Plan
+from edgeprune.refitting import refit
 from edgeprune.schemes import SCHEMES, Scheme, make_scheme
 from edgeprune.selection import make_plan
 from edgeprune.surgery import load_slim, read_file, save_slim, slim, write_weights
@@ -278,10 +280,24 @@ def slim_down(context: Context) -> dict[str, Any]:
     return facts
 
 
+def refit_weights(context: Context) -> dict[str, Any]:
+    """Let the weights that are left make up for those that are gone, towards the network that was cut."""
+    run, data, settings = context.run, context.data, context.run.settings
+    chosen = read_plan(context)
+    small = load_slim(run.file("pruned.safetensors")).to(context.device)
+    facts: dict[str, Any] = {}
+    if settings.refit:
+        whole = load_network(run.file("sparse.safetensors")).to(context.device)
+        done = refit(small, whole, chosen, data, images=settings.refit_images, seed=settings.seed)
+        facts = {"refit": asdict(done), **accuracies(small, data)}
+    save_slim(small.cpu(), chosen, run.file("refitted.safetensors"))
+    return facts
+
+
 def finetune(context: Context) -> dict[str, Any]:
     """Train the slim network on, if asked for with the dense one as teacher; the best on validation stays."""
     run, data, settings = context.run, context.data, context.run.settings
-    small = load_slim(run.file("pruned.safetensors")).to(context.device)
+    small = load_slim(run.file("refitted.safetensors")).to(context.device)
     teacher = load_network(run.file("dense.safetensors")).to(context.device) if settings.distill else None
     history = train(
         small, data, epochs=settings.slim_epochs(), lr=settings.finetune_lr, teacher=teacher,

@@ -41,6 +41,8 @@ class Settings:
         constants: See ``edgeprune.make_plan``.
         channel_select: See ``edgeprune.find_groups``.
         inexact: Offer channels too whose removal changes what the others compute; likewise.
+        refit: After slimming, let the weights that are left make up for those that are gone.
+        refit_images: Calibration images for that, at most.
         finetune_epochs: None: ``epochs`` or 10.
         finetune_lr: Its learning rate.
         distill: Fine-tune towards the dense network's outputs too.
@@ -74,6 +76,8 @@ class Settings:
     constants: str = "auto"
     channel_select: bool = False
     inexact: bool = False
+    refit: bool = True
+    refit_images: int = 300
     finetune_epochs: int | None = None
     finetune_lr: float = 0.01
     distill: bool = True

@@ -62,7 +62,12 @@ STAGES: tuple[Stage, ...] = (
         DATA, f"{HOST}:slim_down", f"{HOST}:identity_of_data",
     ),
     Stage(
-        "finetune", "finetune", ("pruned.safetensors", "dense.safetensors"), ("slim.safetensors",),
+        "refit", "prune", ("pruned.safetensors", "plan.json", "sparse.safetensors"),
+        ("refitted.safetensors",),
+        ("refit", "refit_images", *DATA), f"{HOST}:refit_weights", f"{HOST}:identity_of_data",
+    ),
+    Stage(
+        "finetune", "finetune", ("refitted.safetensors", "dense.safetensors"), ("slim.safetensors",),
         (*DATA, "finetune_lr", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
     ),
     Stage(

@@ -13,6 +13,7 @@ from edgeprune.data import Data
 from edgeprune.errors import UsageError
 from edgeprune.schemes.bn_scale import BNScale
 from edgeprune.schemes.magnitude import Magnitude
+from edgeprune.schemes.obs import OBS
 from edgeprune.schemes.options import parse_option
 from edgeprune.schemes.proximal_ns import ProximalNS
 from edgeprune.schemes.random_scores import Random
@@ -43,7 +44,7 @@ class Scheme(Protocol):
 
 
 SCHEMES: dict[str, type[Scheme]] = {
-    scheme.name: scheme for scheme in (ProximalNS, Magnitude, BNScale, Random)
+    scheme.name: scheme for scheme in (ProximalNS, Magnitude, BNScale, Random, OBS)
 }
 
 

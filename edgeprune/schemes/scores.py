@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.channels import ChannelGroup
+from edgeprune.shares import Shares
 
 
 class Scores(dict[str, Tensor]):
@@ -66,3 +67,26 @@ def score_by_norms(groups: tuple[ChannelGroup, ...], strength: Mapping[str, Tens
 def parameters_by_key(model: nn.Module) -> dict[str, Tensor]:
     """State-dict key -> parameter, under every name that a shared one has."""
     return dict(model.named_parameters(remove_duplicate=False))
+
+
+def unit_costs(
+    model: nn.Module, groups: tuple[ChannelGroup, ...], example: Tensor, per: str
+) -> dict[str, float]:
+    """What a unit of each group costs, as a share of the network; without the frozen groups.
+
+    Args:
+        model: Network.
+        groups: Its channel groups.
+        example: Input (N, C, H, W).
+        per: ``"macs"``, ``"params"``, or ``"unit"``: 1 for each.
+    """
+    if per == "unit":
+        return {group.name: 1.0 for group in movable(groups)}
+    shares = Shares(model, example)
+    costs = {}
+    for group in movable(groups):
+        portion = shares.of([group])
+        share = portion.macs_share if per == "macs" else portion.params_share
+        least = 1 / max(1, shares.macs if per == "macs" else shares.params)
+        costs[group.name] = max(share, least) / group.size
+    return costs

@@ -19,6 +19,7 @@ QUICK: dict[str, dict[str, object]] = {
     "magnitude": {},
     "bn-scale": {},
     "random": {},
+    "obs": {"images": 12},
 }
 BLIND = {"random"}  # does not look at the network, so that permuted channels mean nothing to it
 
