@@ -24,14 +24,31 @@ class Face:
     """Where a penalty is smooth around B: which entries are zero, which are tied, and its derivatives there.
 
     Attributes:
-        labels: (L, p, C): 0 for a zero; entries of a layer with the same label > 0 move together.
-        slope: Gradient of Omega (L, p, C), to be summed over each label.
+        alive: Which entries are not zero (L, p, C).
+        slope: Gradient of Omega (L, p, C); where entries are tied, only its sum over them counts.
+        means: (L, p, C, C), averages over tied entries; None if none are tied.
         curvature: Hessian of Omega (L, p, C, C), row by row; None if Omega is linear on the face.
     """
 
-    labels: Tensor
+    alive: Tensor
     slope: Tensor
+    means: Tensor | None = None
     curvature: Tensor | None = None
+
+    def project(self, points: Tensor) -> Tensor:
+        """The nearest points on the face, of (L, p, C)."""
+        if self.means is not None:
+            points = (self.means @ points[..., None]).squeeze(-1)
+        return torch.where(self.alive, points, 0.0)
+
+    def bend(self, points: Tensor) -> Tensor | float:
+        """The Hessian times points (L, p, C)."""
+        return 0.0 if self.curvature is None else (self.curvature @ points[..., None]).squeeze(-1)
+
+    @property
+    def stiffness(self) -> Tensor | float:
+        """The diagonal of the Hessian (L, p, C)."""
+        return 0.0 if self.curvature is None else self.curvature.diagonal(dim1=-2, dim2=-1)
 
 
 class Penalty(ABC):
@@ -92,7 +109,7 @@ class Lasso(Penalty):
         return coefficients.abs().sum((-1, -2))
 
     def face(self, coefficients: Tensor) -> Face:
-        return Face(_numbered(coefficients != 0), coefficients.sign())
+        return Face(coefficients != 0, coefficients.sign())
 
 
 class TreeLasso(Penalty):
@@ -177,7 +194,7 @@ class TreeLasso(Penalty):
                 unit = coefficients / norms.clamp(min=_TINY)
                 pair = self.together[:, step, None] * unit[..., None] * unit[..., None, :]
                 curvature += torch.diag_embed(factor) - factor[..., None] * pair
-        return Face(_numbered(coefficients != 0), slope, curvature)
+        return Face(coefficients != 0, slope, curvature=curvature)
 
 
 class GraphLasso(Penalty):
@@ -254,11 +271,9 @@ class GraphLasso(Penalty):
         same = coefficients[..., None] == coefficients[..., None, :]
         alive = coefficients != 0
         tied = closure((same & alive[..., None] & (ends > 0)[:, None]).to(coefficients.dtype))
-        first = tied.argmax(-1)
-        own = torch.arange(first.shape[-1], device=first.device)
-        labels = _numbered(alive & (first == own)).gather(-1, first)
+        means = tied / tied.sum(-1, keepdim=True)
         flow = self._differences(coefficients).sign() * self.weights[:, None]
-        return Face(labels, coefficients.sign() + flow @ self.incidence)
+        return Face(alive, coefficients.sign() + flow @ self.incidence, means)
 
 
 def smallest_level(excess: object, low: Tensor, weight: Tensor | float, evaluations: int) -> Tensor:
@@ -293,12 +308,6 @@ def smallest_level(excess: object, low: Tensor, weight: Tensor | float, evaluati
 def soft(points: Tensor, level: Tensor) -> Tensor:
     """Soft threshold."""
     return points.sign() * (points.abs() - level).clamp(min=0)
-
-
-def _numbered(alive: Tensor) -> Tensor:
-    """1, 2, 3 … over the alive entries of each layer, 0 elsewhere."""
-    flat = alive.flatten(1)
-    return (flat.cumsum(-1) * flat).view_as(alive)
 
 
 def _steps(tree: Tree) -> list[int]:

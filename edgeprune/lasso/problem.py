@@ -79,11 +79,6 @@ class Problem:
         target = self.target[layer[..., 0], kind[..., 0], rows[:, None, :]]
         return _unchecked(gram, target, self.energy)
 
-    def by_class(self) -> Problem:
-        """The same as L C layers of one class each: what separates under the plain lasso."""
-        gram, target = self.gram.flatten(0, 1)[:, None], self.target.flatten(0, 1)[:, None]
-        return _unchecked(gram, target, self.energy.reshape(-1, 1))
-
 
 def tied(problem: Problem) -> Problem:
     """The problem with all columns of B equal, as one column: the HSIC lasso, ``lambda ||beta||_1`` its penalty.

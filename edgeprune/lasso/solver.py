@@ -9,12 +9,11 @@ from torch import Tensor
 
 from edgeprune.errors import UsageError
 from edgeprune.lasso.descent import newton_step, proximal_steps
-from edgeprune.lasso.penalties import Lasso, Penalty
+from edgeprune.lasso.penalties import Penalty
 from edgeprune.lasso.problem import Problem
 
 _FAILED = "could not solve the lasso"
-_PROXIMAL_STEPS = 8  # between two Newton steps
-_NEWTON_STEPS = 3
+_PROXIMAL_STEPS = 6  # after a Newton step
 
 
 @dataclass(frozen=True)
@@ -74,23 +73,8 @@ def solve(
         raise _error("tolerance or max_steps", "negative", "tolerance > 0 and max_steps >= 0")
     if start is None:
         start = problem.gram.new_zeros(layers, rows, classes)
-    if isinstance(penalty, Lasso) and classes > 1:
-        return _solve_by_class(problem, penalty, lam, start, tolerance, max_steps)
     everywhere = torch.arange(layers, device=problem.gram.device)
     return _solve(problem, penalty.at(everywhere), lam, start.to(problem.gram), tolerance, max_steps)
-
-
-def _solve_by_class(
-    problem: Problem, penalty: Lasso, lam: Tensor, start: Tensor, tolerance: float, max_steps: int
-) -> Solution:
-    """The plain lasso: its columns do not see each other."""
-    layers, classes, rows = problem.target.shape
-    single, columns = problem.by_class(), start.mT.reshape(layers * classes, rows, 1)
-    found = _solve(single, penalty, lam.repeat_interleave(classes), columns, tolerance, max_steps)
-    gap = (found.gap * _scale(single)).view(layers, classes).sum(-1) / _scale(problem)
-    coefficients = found.coefficients.view(layers, classes, rows).mT.contiguous()
-    objective = found.objective.view(layers, classes).sum(-1)
-    return Solution(coefficients, gap, objective, gap <= tolerance, found.steps)
 
 
 def _solve(
@@ -134,21 +118,18 @@ def _descend(
     problem: Problem, penalty: Penalty, lam: Tensor, now: Tensor, limit: Tensor, max_steps: int
 ) -> tuple[Tensor, int]:
     """Work on all rows of a problem until its gaps are within the limit (L,)."""
-    steps = 0
-    while steps < max_steps:
-        count = min(_PROXIMAL_STEPS, max_steps - steps)
-        now = proximal_steps(problem, penalty, lam, now, count)
-        steps += count
-        for _ in range(_NEWTON_STEPS):
-            if steps >= max_steps:
-                break
-            now, full = newton_step(problem, penalty, lam, now)
-            steps += 1
-            if not full.any():
-                break
-        gap, _, _ = _certify(problem, penalty, lam, now)
-        if (gap <= limit).all():
-            break
+    now, steps = now.clone(), 0
+    open_ = torch.arange(len(lam), device=lam.device)
+    part, own = problem, penalty
+    while len(open_) and steps < max_steps:
+        point = newton_step(part, own, lam[open_], now[open_])
+        point = proximal_steps(part, own, lam[open_], point, _PROXIMAL_STEPS)
+        now[open_] = point
+        steps += 1 + _PROXIMAL_STEPS
+        left = _certify(part, own, lam[open_], point)[0] > limit[open_]
+        if not left.all():
+            open_ = open_[left]
+            part, own = problem.at(open_), penalty.at(open_)
     return now, steps
 
 
