@@ -18,7 +18,7 @@ DEVICE_SIDE = [
     "measurement_format", "measurement", "verdict", "report",
 ]  # fmt: skip
 HOST_SIDE = [
-    "data", "models", "labels", "operators", "channels", "cutting", "channel_select", "cost", "oracle",
+    "data", "models", "labels", "operators", "channels", "lasso", "cutting", "channel_select", "cost", "oracle",
     "tracing", "trial", "groups", "shares", "plan", "constants", "surgery", "parity", "onnx_export",
     "selection", "training", "calibration", "schemes", "pipeline",
 ]  # fmt: skip

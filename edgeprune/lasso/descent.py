@@ -20,9 +20,7 @@ def lipschitz(problem: Problem) -> Tensor:
     return torch.minimum(rows, frobenius).amax(-1).clamp(min=1e-300)
 
 
-def proximal_steps(
-    problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, steps: int
-) -> Tensor:
+def proximal_steps(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, steps: int) -> Tensor:
     """FISTA with the gradient restart of O'Donoghue & Candes (2015), each layer for itself."""
     size = (1 / lipschitz(problem))[:, None, None]
     level = lam[:, None] * size[..., 0]
@@ -79,9 +77,7 @@ def _inverse_by_class(problem: Problem, scale: Tensor, face: Face) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _line_search(
-    problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, direction: Tensor
-) -> Tensor:
+def _line_search(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, direction: Tensor) -> Tensor:
     """As far along the direction as lowers the objective, by halving from 1; else not at all."""
     bend = (direction * problem.product(direction)).sum((-1, -2)) / 2
     tilt = -(direction * problem.correlation(start)).sum((-1, -2))

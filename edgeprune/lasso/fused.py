@@ -82,9 +82,7 @@ def _descend(
     return flow
 
 
-def _face(
-    points: Tensor, bounds: Tensor, incidence: Tensor, flow: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _face(points: Tensor, bounds: Tensor, incidence: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Solve on the face that the flow shows: x, v, and whether they are the solution."""
     free = flow.abs() < bounds
     loose = incidence * free[..., None]

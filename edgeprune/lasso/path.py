@@ -61,7 +61,12 @@ def path(
         UsageError: The lambdas do not descend or are not positive, or the penalty does not fit.
     """
     grid = torch.as_tensor(lambdas, dtype=torch.float64, device=problem.gram.device)
-    if grid.ndim != 1 or not len(grid) or not (grid.isfinite() & (grid > 0)).all() or (grid.diff() >= 0).any():
+    if (
+        grid.ndim != 1
+        or not len(grid)
+        or not (grid.isfinite() & (grid > 0)).all()
+        or (grid.diff() >= 0).any()
+    ):
         raise UsageError(
             "could not follow the path",
             where="lambdas",

@@ -93,7 +93,7 @@ class Penalty(ABC):
         def worst(level: Tensor) -> Tensor:
             return self.excess(points, level).amax(-1, keepdim=True)
 
-        return smallest_level(worst, level[:, None], self.root_weight, 5)[:, 0]
+        return smallest_level(worst, level[:, None], self.root_weight, 0)[:, 0]
 
 
 class Lasso(Penalty):
@@ -181,7 +181,9 @@ class TreeLasso(Penalty):
         steps = range(self.weights.shape[1])
         # A node of m classes shows its norm m times.
         share = self.weights / self.together.sum(-1).clamp(min=1)
-        return torch.stack([(self._norms(coefficients, s) * share[:, s, None]).sum((-1, -2)) for s in steps]).sum(0)
+        return torch.stack(
+            [(self._norms(coefficients, s) * share[:, s, None]).sum((-1, -2)) for s in steps]
+        ).sum(0)
 
     def face(self, coefficients: Tensor) -> Face:
         slope = torch.zeros_like(coefficients)
@@ -288,10 +290,12 @@ def smallest_level(excess: object, low: Tensor, weight: Tensor | float, evaluati
         return low
     over = low_excess > 0
     high = torch.where(over, low + low_excess / weight, low)
+    if not evaluations:
+        return high
     high_excess = excess(high)
     # Rounding may leave a trace of excess at the bound.
     for _ in range(evaluations):
-        open_ = over & (high - low > 1e-14 * high)
+        open_ = over & (high - low > 1e-10 * high)
         if not open_.any():
             break
         share = low_excess / (low_excess - high_excess.clamp(max=0)).clamp(min=_TINY)

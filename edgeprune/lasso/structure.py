@@ -97,9 +97,7 @@ def build_edges(relatedness: Tensor | np.ndarray, k: int = 3, rho: float = 0.0) 
     if k < 1:
         raise UsageError(problem, where="k", value=k, expected="1 or more", hint="Use the default, 3.")
     if not 0 <= rho < 1:
-        raise UsageError(
-            problem, where="rho", value=rho, expected="0 <= rho < 1", hint="Use the default, 0."
-        )
+        raise UsageError(problem, where="rho", value=rho, expected="0 <= rho < 1", hint="Use the default, 0.")
     count = len(related)
     others = np.where(np.eye(count, dtype=bool), -np.inf, related)
     near = np.zeros((count, count), dtype=bool)
@@ -132,7 +130,5 @@ def _checked(relatedness: Tensor | np.ndarray, problem: str) -> np.ndarray:
         raise UsageError(problem, where="relatedness", value="not finite", expected="numbers", hint=hint)
     if related.max() > 1 + 1e-6 or np.abs(related - related.T).max() > 1e-6:
         expected = "symmetric and at most 1"
-        raise UsageError(
-            problem, where="relatedness", value="something else", expected=expected, hint=hint
-        )
+        raise UsageError(problem, where="relatedness", value="something else", expected=expected, hint=hint)
     return (related + related.T) / 2
