@@ -20,7 +20,7 @@ DEVICE_SIDE = [
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "channel_select", "cost", "oracle",
     "tracing", "trial", "groups", "shares", "plan", "constants", "surgery", "parity", "onnx_export",
-    "selection", "training", "calibration", "schemes", "pipeline",
+    "selection", "training", "calibration", "slabs", "gram", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
