@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor, nn
 
 from edgeprune.channels import ChannelGroup
 from edgeprune.cutting import device_of, first_line
 from edgeprune.data import Data
+from edgeprune.data.splits import seeded
 from edgeprune.errors import DataError, ModelError, SchemeError
 from edgeprune.training.evaluation import mode
 
@@ -38,22 +41,34 @@ class Calibration:
         return len(self.images)
 
 
-def calibration_of(data: Data, per_class: int, *, or_fewer: bool = False) -> Calibration:
-    """The first ``per_class`` images of each class of ``data.calib``.
+def calibration_of(
+    data: Data,
+    per_class: int,
+    *,
+    or_fewer: bool = False,
+    joined: Sequence[Sequence[int]] | None = None,
+    seed: int | None = None,
+) -> Calibration:
+    """``per_class`` images of each class of ``data.calib``.
 
     Args:
         data: Data set.
-        per_class: Images of each class.
+        per_class: Images per class, or per joined class.
         or_fewer: If a class has fewer, take as many of each as it has, but one at least.
+        joined: Classes that count as one; each class stands in one of them. None: each for itself.
+        seed: Of a random choice; None: the first ones.
 
     Raises:
         DataError: A class has fewer, or the images are not finite.
     """
-    batches = list(data.calib)
-    if not batches:
-        raise DataError(PROBLEM, where="data.calib", value="empty", expected="images of every class")
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    places = [(labels == number).nonzero()[:, 0] for number in range(len(data.classes))]
+    images, labels = _images_of(data)
+    names = data.classes
+    if joined is not None:
+        home = torch.empty(len(names), dtype=torch.int64)
+        for number, members in enumerate(joined):
+            home[list(members)] = number
+        labels, names = home[labels], tuple(_joined_name(data.classes, members) for members in joined)
+    places = [(labels == number).nonzero()[:, 0] for number in range(len(names))]
     counts = [len(found) for found in places]
     short = min(range(len(counts)), key=counts.__getitem__)
     if or_fewer:
@@ -62,16 +77,82 @@ def calibration_of(data: Data, per_class: int, *, or_fewer: bool = False) -> Cal
         hint = f"Ask for at most {counts[short]} per class." if counts[short] else "Add images of this class."
         raise DataError(
             PROBLEM,
-            where=f"class {data.classes[short]} of data.calib",
+            where=f"class {names[short]} of data.calib",
             value=f"{counts[short]} images",
             expected=f"at least {per_class}",
             hint=hint,
         )
+    if seed is not None:
+        draw = seeded(seed, "calibration")
+        places = [found[torch.randperm(len(found), generator=draw)] for found in places]
     order = torch.stack([found[:per_class] for found in places], 1).flatten()
-    if not bool(images[order].isfinite().all()):
+    return Calibration(_finite(images[order]), labels[order], names)
+
+
+def random_images(data: Data, count: int, seed: int) -> Calibration:
+    """``count`` images of ``data.calib``, whatever their classes; all are of one class, ``"any"``.
+
+    Raises:
+        DataError: There are fewer, or the images are not finite.
+    """
+    images, labels = _images_of(data)
+    if len(images) < count:
+        rule = f"at least {count}"
+        raise DataError(PROBLEM, where="data.calib", value=f"{len(images)} images", expected=rule)
+    order = torch.randperm(len(images), generator=seeded(seed, "calibration"))[:count]
+    return Calibration(_finite(images[order]), torch.zeros_like(labels[order]), ("any",))
+
+
+def _images_of(data: Data) -> tuple[Tensor, Tensor]:
+    batches = list(data.calib)
+    if not batches:
+        raise DataError(PROBLEM, where="data.calib", value="empty", expected="images of every class")
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return images, labels
+
+
+def _finite(images: Tensor) -> Tensor:
+    if not bool(images.isfinite().all()):
         rule = "finite numbers"
         raise DataError(PROBLEM, where="the images of data.calib", value="not finite", expected=rule)
-    return Calibration(images[order], labels[order], data.classes)
+    return images
+
+
+def _joined_name(names: Sequence[str], members: Sequence[int]) -> str:
+    return names[members[0]] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+
+
+def super_classes(model: nn.Module, classes: int, count: int) -> tuple[tuple[int, ...], ...]:
+    """Classes joined into ``count`` sets of nearly the same size, by what the classifier weighs alike.
+
+    The rows of the classifier, of length 1, are clustered (Ward's linkage); the leaves of that tree, in
+    order, are cut into sets. Clusters as they are could hold a single class and have too few images.
+
+    Args:
+        model: Network; its last linear layer with as many rows as classes is the classifier.
+        classes: Number of classes.
+        count: Number of sets.
+
+    Raises:
+        ModelError: There is no classifier.
+    """
+    rows = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == classes
+    ]
+    if not rows:
+        raise ModelError(
+            "could not join the classes into fewer",
+            where="the network",
+            value=f"without a linear layer of {classes} rows",
+            expected="a classifier",
+            hint=f"Set super_classes={classes} to keep the classes apart.",
+        )
+    weights = nn.functional.normalize(rows[-1].detach().double().cpu()).numpy()
+    order = leaves_list(linkage(weights, method="ward"))
+    bounds = [round(number * classes / count) for number in range(count + 1)]
+    return tuple(tuple(sorted(order[start:stop].tolist())) for start, stop in pairwise(bounds))
 
 
 @dataclass(frozen=True)

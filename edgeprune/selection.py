@@ -40,6 +40,7 @@ class Options:
     min_channels: int = 1
     keep: tuple[str, ...] = ()
     constants: Constants = "auto"
+    min_share: float = 0.0
 
 
 def make_plan(
@@ -55,6 +56,7 @@ def make_plan(
     min_channels: int = 1,
     keep: Iterable[str] = (),
     constants: Constants = "auto",
+    min_share: float = 0.0,
 ) -> Plan:
     """Find the smallest threshold on the scores at which the slim network fits every budget.
 
@@ -76,12 +78,13 @@ def make_plan(
             ``"auto"`` and ``"carrier"`` keep what they contribute exactly, with a carrier channel where a
             padded convolution needs one; with ``"fold"`` no carrier is made, and what would need one is not
             removable for free; ``"off"`` drops the constants, which changes the function.
+        min_share: At least this share of a group's units stays, in 0..1.
 
     Raises:
         PlanError: A name, score or option is wrong, or a budget can not be reached (it says what can).
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    options = Options(channel_multiple, min_channels, keep, constants)
+    options = Options(channel_multiple, min_channels, keep, constants, min_share)
     for name, limit in (
         ("max_macs_ratio", max_macs_ratio),
         ("max_params_ratio", max_params_ratio),
@@ -178,6 +181,9 @@ class Chooser:
             value = getattr(options, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PlanError(PROBLEM, where=name, value=value, expected="a whole number of at least 1")
+        share = options.min_share
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise PlanError(PROBLEM, where="min_share", value=share, expected="a number in 0..1")
         if options.constants not in ("auto", "fold", "carrier", "off"):
             rule = "auto, fold, carrier or off"
             raise PlanError(PROBLEM, where="constants", value=options.constants, expected=rule)
@@ -211,7 +217,8 @@ class Chooser:
         """Units to keep so that the producer's width is a multiple of what the device likes."""
         width = max(1, len(group.members[0].indices[0]))
         step = self.options.channel_multiple // math.gcd(self.options.channel_multiple, width)
-        return min(group.size, math.ceil(max(wanted, self.options.min_channels, 1) / step) * step)
+        floor = max(self.options.min_channels, math.ceil(self.options.min_share * group.size))
+        return min(group.size, math.ceil(max(wanted, floor) / step) * step)
 
     def _planned(self, group: ChannelGroup, threshold: float) -> PlannedGroup:
         ranked, values = self.ranked[group.name], self.values[group.name]
@@ -282,6 +289,7 @@ class Chooser:
         reasons = [f"{group.name} ({group.frozen_because})" for group in self.groups if group.frozen_because]
         whole = [g.name for g in self.groups if g.frozen_because is None and g not in self.free]
         hint = f"It has min_channels={options.min_channels}, channel_multiple={options.channel_multiple}"
+        hint += f", min_share={options.min_share:g}" if options.min_share else ""
         for text, names in (("frozen", reasons), ("kept whole", whole)):
             hint += f"; {text}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else ""
         rule = f"at least {reachable}, the smallest that can be reached"

@@ -29,7 +29,7 @@ SURFACE = {
     "load_slim": "(path)",
     "load_target": "(name_or_path)",
     "make_plan": "(dense, groups, scores, example, *, max_macs_ratio=None, max_params_ratio=None, "
-    "max_size_bytes=None, channel_multiple=1, min_channels=1, keep=(), constants='auto')",
+    "max_size_bytes=None, channel_multiple=1, min_channels=1, keep=(), constants='auto', min_share=0.0)",
     "predict": "(model, loader)",
     "refit": "(model, dense, plan, data, *, images=300, places=256, seed=0)",
     "save_slim": "(model, plan, path, *, source=None)",
@@ -69,7 +69,10 @@ def test_schemes_have_the_papers_parameters() -> None:
     assert ep.schemes.ProximalNS(l1=0.0045, beta=100.0, epochs=160).l1 == 0.0045
     assert ep.schemes.Magnitude()
     assert ep.schemes.Random(seed=0)
-    assert set(ep.schemes.SCHEMES) == {"proximal-ns", "obs", "magnitude", "bn-scale", "random"}
+    assert set(ep.schemes.SCHEMES) == {
+        "proximal-ns", "sglp-ib", "stlp-ib", "obs", "hsic-lasso", "taylor", "activation-weight", "magnitude",
+        "bn-scale", "random",
+    }  # fmt: skip
 
 
 def test_everything_public_is_documented() -> None:

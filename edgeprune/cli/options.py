@@ -63,12 +63,7 @@ INEXACT = _option(
     default="exact",
 )
 PRUNE = [
-    _option(
-        "--scheme",
-        metavar="NAME",
-        text="proximal-ns, obs, magnitude, bn-scale or random.",
-        default="proximal-ns",
-    ),
+    _option("--scheme", metavar="NAME", text="Its name, see the README.", default="proximal-ns"),
     _option(
         "--scheme-option",
         "scheme_options",
@@ -84,6 +79,13 @@ PRUNE = [
         "--channel-multiple", type=POSITIVE, text="Widths are multiples of this.", default="the target's"
     ),
     _option("--min-channels", type=POSITIVE, text="Units that stay in each group.", default="1"),
+    _option(
+        "--min-share",
+        "--omega",
+        type=click.FloatRange(0, 1),
+        text="Share of each group's units that stays, 0 to 1.",
+        default="0",
+    ),
     _option("--keep", metavar="GROUP", multiple=True, text="Group to keep whole (* ? match); repeatable."),
     _option(
         "--constants",

@@ -242,7 +242,7 @@ def plan(context: Context) -> dict[str, Any]:
         model, groups_of(context, model), scores, context.data.example,
         max_macs_ratio=settings.max_macs_ratio, max_params_ratio=settings.max_params_ratio,
         max_size_bytes=limit, channel_multiple=channel_multiple(context),
-        min_channels=settings.min_channels, keep=settings.keep,
+        min_channels=settings.min_channels, min_share=settings.min_share, keep=settings.keep,
         constants=settings.constants,  # type: ignore[arg-type]
     )  # fmt: skip
     write_text(run.file("plan.json"), chosen.to_json() + "\n")

@@ -37,6 +37,7 @@ class Settings:
         max_size_bytes: Size of the ONNX file.
         channel_multiple: Widths are multiples of this; None: as the target says.
         min_channels: At least this many units of a group stay.
+        min_share: At least this share of a group's units stays.
         keep: Groups to keep whole.
         constants: See ``edgeprune.make_plan``.
         channel_select: See ``edgeprune.find_groups``.
@@ -72,6 +73,7 @@ class Settings:
     max_size_bytes: int | None = None
     channel_multiple: int | None = None
     min_channels: int = 1
+    min_share: float = 0.0
     keep: tuple[str, ...] = ()
     constants: str = "auto"
     channel_select: bool = False

@@ -41,7 +41,9 @@ class Stage:
 HOST = "edgeprune.pipeline.host"
 DEVICE = "edgeprune.pipeline.device"
 DATA = ("data", "batch_size", "image_size", "seed", "device")
-PLAN = ("max_macs_ratio", "max_params_ratio", "max_size_bytes", "min_channels", "keep", "constants")
+PLAN = (
+    "max_macs_ratio", "max_params_ratio", "max_size_bytes", "min_channels", "min_share", "keep", "constants"
+)  # fmt: skip
 
 STAGES: tuple[Stage, ...] = (
     Stage(

@@ -11,16 +11,24 @@ from torch import nn
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
 from edgeprune.errors import UsageError
+from edgeprune.schemes.activation_weight import ActivationWeight
 from edgeprune.schemes.bn_scale import BNScale
+from edgeprune.schemes.hsic_lasso import HSICLasso
 from edgeprune.schemes.magnitude import Magnitude
 from edgeprune.schemes.obs import OBS
 from edgeprune.schemes.options import parse_option
 from edgeprune.schemes.proximal_ns import ProximalNS
 from edgeprune.schemes.random_scores import Random
 from edgeprune.schemes.scores import Scores
+from edgeprune.schemes.sglp_ib import SGLPIB
+from edgeprune.schemes.stlp_ib import STLPIB
+from edgeprune.schemes.taylor import Taylor
 from edgeprune.training import Progress
 
-__all__ = ["SCHEMES", "BNScale", "Magnitude", "ProximalNS", "Random", "Scheme", "Scores", "make_scheme"]
+__all__ = [
+    "SCHEMES", "SGLPIB", "STLPIB", "ActivationWeight", "BNScale", "HSICLasso", "Magnitude", "ProximalNS",
+    "Random", "Scheme", "Scores", "Taylor", "make_scheme",
+]  # fmt: skip
 
 
 class Scheme(Protocol):
@@ -44,7 +52,19 @@ class Scheme(Protocol):
 
 
 SCHEMES: dict[str, type[Scheme]] = {
-    scheme.name: scheme for scheme in (ProximalNS, Magnitude, BNScale, Random, OBS)
+    scheme.name: scheme
+    for scheme in (
+        ProximalNS,
+        SGLPIB,
+        STLPIB,
+        OBS,
+        HSICLasso,
+        Taylor,
+        ActivationWeight,
+        Magnitude,
+        BNScale,
+        Random,
+    )
 }
 
 

@@ -9,7 +9,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from edgeprune.errors import UsageError
 
 
-def option(default: Any, text: str, *, above: float = -math.inf, at_least: float = -math.inf) -> Any:
+def option(
+    default: Any,
+    text: str,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+) -> Any:
     """A dataclass field with its meaning and its range; choices come from a ``Literal`` annotation.
 
     Args:
@@ -17,8 +24,10 @@ def option(default: Any, text: str, *, above: float = -math.inf, at_least: float
         text: What it is, for people.
         above: The value must be more than this.
         at_least: The value must not be less than this.
+        below: The value must be less than this.
     """
-    return field(default=default, metadata={"text": text, "above": above, "at_least": at_least})
+    limits = {"above": above, "at_least": at_least, "below": below}
+    return field(default=default, metadata={"text": text, **limits})
 
 
 def check_options(scheme: Any) -> None:
@@ -76,7 +85,8 @@ def _fits(value: Any, kind: Any, item: Field[Any]) -> bool:
     numbers = (int, float) if kind is float else (int,)
     if isinstance(value, bool) or not isinstance(value, numbers) or not math.isfinite(value):
         return False
-    return bool(value > item.metadata["above"] and value >= item.metadata["at_least"])
+    limits = item.metadata
+    return bool(limits["at_least"] <= value < limits["below"] and value > limits["above"])
 
 
 def _rule(kind: Any, item: Field[Any]) -> str:
@@ -90,4 +100,6 @@ def _rule(kind: Any, item: Field[Any]) -> str:
         rule += f" above {above:g}"
     if at_least > -math.inf:
         rule += f", {at_least:g} or more"
+    if item.metadata["below"] < math.inf:
+        rule += f", below {item.metadata['below']:g}"
     return rule

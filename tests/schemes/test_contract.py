@@ -16,6 +16,11 @@ from edgeprune.training import Progress
 # Options that make a default scheme quick enough for a test.
 QUICK: dict[str, dict[str, object]] = {
     "proximal-ns": {"epochs": 2, "l1": 1.0, "beta": 2.0},
+    "sglp-ib": {"images": 12, "lambdas": 5, "path_ratio": 0.05},
+    "stlp-ib": {"images": 12, "lambdas": 5, "path_ratio": 0.05},
+    "hsic-lasso": {"images": 12, "lambdas": 5},
+    "taylor": {"images": 30},
+    "activation-weight": {"images": 30},
     "magnitude": {},
     "bn-scale": {},
     "random": {},

@@ -17,7 +17,9 @@ def test_options_may_be_text_as_from_a_command_line():
 
 
 def test_an_unknown_scheme_lists_the_known_ones():
-    with pytest.raises(UsageError, match="'magic', expected one of proximal-ns, magnitude, bn-scale, random"):
+    with pytest.raises(
+        UsageError, match="'magic', expected one of proximal-ns, sglp-ib, stlp-ib, hsic-lasso, taylor"
+    ):
         make_scheme("magic")
 
 

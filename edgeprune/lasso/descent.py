@@ -1,0 +1,93 @@
+"""Steps towards the solution at one lambda: accelerated proximal gradient, and Newton on the face it finds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgeprune.lasso.penalties import Face, Penalty
+from edgeprune.lasso.problem import Problem
+
+_CONJUGATE_STEPS = 60
+_CONJUGATE_TOLERANCE = 1e-6  # of the squared residual
+_HALVINGS = 6
+
+
+def lipschitz(problem: Problem) -> Tensor:
+    """An upper bound (L,) of the largest eigenvalue of any G_c: the smaller of two norms."""
+    gram = problem.gram
+    rows, frobenius = gram.abs().sum(-1).amax(-1), gram.square().sum((-1, -2)).sqrt()
+    return torch.minimum(rows, frobenius).amax(-1).clamp(min=1e-300)
+
+
+def proximal_steps(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, steps: int) -> Tensor:
+    """FISTA with the gradient restart of O'Donoghue & Candes (2015), each layer for itself."""
+    size = (1 / lipschitz(problem))[:, None, None]
+    level = lam[:, None] * size[..., 0]
+    now, ahead, momentum = start, start, torch.ones_like(size)
+    for _ in range(steps):
+        new = penalty.prox(ahead + size * problem.correlation(ahead), level)
+        back = ((ahead - new) * (new - now)).sum((-1, -2), keepdim=True) > 0
+        momentum = torch.where(back, 1.0, momentum)
+        following = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        ahead = new + (momentum - 1) / following * (new - now)
+        now, momentum = new, following
+    return now
+
+
+def newton_step(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor) -> Tensor:
+    """Minimise on the face of ``start``, where the objective is smooth, by an inexact Newton step.
+
+    The system is ``P (G + lambda Q) P d = P (z - lambda slope)`` with P the projection onto the face and Q the
+    curvature of the penalty. It couples classes only by ties and by Q, so that the Cholesky factors of its
+    diagonal blocks, one per class, make conjugate gradients converge in a few rounds, however ill G is.
+    """
+    face = penalty.face(start)
+    scale = lam[:, None, None]
+    residual = face.project(problem.correlation(start) - scale * face.slope)
+    inverse = _inverse_by_class(problem, scale, face)
+    step = torch.zeros_like(start)
+    first = rho = direction = None
+    for _ in range(_CONJUGATE_STEPS):
+        solved = face.project((inverse @ residual.mT.unsqueeze(-1)).squeeze(-1).mT)
+        new_rho = (residual * solved).sum((-1, -2), keepdim=True)
+        if first is None:
+            first, direction = new_rho, solved
+        else:
+            direction = solved + new_rho / rho.clamp(min=1e-300) * direction
+        rho = new_rho
+        if (rho <= _CONJUGATE_TOLERANCE * first).all():
+            break
+        image = face.project(problem.product(direction) + scale * face.bend(direction))
+        length = rho / (direction * image).sum((-1, -2), keepdim=True).clamp(min=1e-300)
+        step = step + length * direction
+        residual = residual - length * image
+    return _line_search(problem, penalty, lam, start, step)
+
+
+def _inverse_by_class(problem: Problem, scale: Tensor, face: Face) -> Tensor:
+    """(L, C, p, p): the inverse of each class's block of the Newton system."""
+    alive = face.alive.mT.to(problem.gram.dtype)
+    blocks = problem.gram * alive[..., None] * alive[..., None, :]
+    diagonal = blocks.diagonal(dim1=-2, dim2=-1)
+    diagonal += (scale * face.stiffness).mT + (1 - alive)
+    diagonal += 1e-13 * diagonal.amax(-1, keepdim=True)
+    factor, failed = torch.linalg.cholesky_ex(blocks)
+    factor = torch.where((failed > 0)[..., None, None], torch.eye(alive.shape[-1]).to(factor), factor)
+    return torch.cholesky_inverse(factor)
+
+
+def _line_search(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, direction: Tensor) -> Tensor:
+    """As far along the direction as lowers the objective, by halving from 1; else not at all."""
+    bend = (direction * problem.product(direction)).sum((-1, -2)) / 2
+    tilt = -(direction * problem.correlation(start)).sum((-1, -2))
+    before = penalty.value(start)
+    noise = 1e-15 * (problem.at_zero + lam * before)
+    length = torch.ones_like(lam)
+    for _ in range(_HALVINGS):
+        value = penalty.value(start + length[:, None, None] * direction)
+        worse = ~(length * tilt + length**2 * bend + lam * (value - before) <= noise)
+        if not worse.any():
+            break
+        length = torch.where(worse, length / 2, length)
+    return start + torch.where(worse, 0.0, length)[:, None, None] * direction

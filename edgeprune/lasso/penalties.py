@@ -1,0 +1,340 @@
+"""The penalties, each with its proximal map, its dual norm and the face that its zeros and ties span."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune.errors import UsageError
+from edgeprune.lasso.fused import closure, fused_prox
+from edgeprune.lasso.structure import Edges, Tree
+
+_PROBLEM = "could not make a penalty"
+_TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Face:
+    """Where a penalty is smooth around B: which entries are zero, which are tied, and its derivatives there.
+
+    Attributes:
+        alive: Which entries are not zero (L, p, C).
+        slope: Gradient of Omega (L, p, C); where entries are tied, only its sum over them counts.
+        means: (L, p, C, C), averages over tied entries; None if none are tied.
+        curvature: Hessian of Omega (L, p, C, C), row by row; None if Omega is linear on the face.
+    """
+
+    alive: Tensor
+    slope: Tensor
+    means: Tensor | None = None
+    curvature: Tensor | None = None
+
+    def project(self, points: Tensor) -> Tensor:
+        """The nearest points on the face, of (L, p, C)."""
+        if self.means is not None:
+            points = (self.means @ points[..., None]).squeeze(-1)
+        return torch.where(self.alive, points, 0.0)
+
+    def bend(self, points: Tensor) -> Tensor | float:
+        """The Hessian times points (L, p, C)."""
+        return 0.0 if self.curvature is None else (self.curvature @ points[..., None]).squeeze(-1)
+
+    @property
+    def stiffness(self) -> Tensor | float:
+        """The diagonal of the Hessian (L, p, C)."""
+        return 0.0 if self.curvature is None else self.curvature.diagonal(dim1=-2, dim2=-1)
+
+
+class Penalty(ABC):
+    """A norm Omega(B) that is a sum over the rows of B, one norm per layer.
+
+    ``root_weight``: raising a level by d raises what ``excess`` compares with by d root_weight (L, 1) or more.
+    """
+
+    root_weight: Tensor | float = 1.0
+
+    @abstractmethod
+    def prox(self, points: Tensor, level: Tensor) -> Tensor:
+        """``argmin_B 1/2 ||B - points||^2 + level Omega(B)`` of points (L, p, C) at levels (L, 1) or (L, p)."""
+
+    @abstractmethod
+    def excess(self, points: Tensor, level: Tensor) -> Tensor:
+        """(L, p), > 0 where the dual norm of the row exceeds the level; falls steadily as the level rises."""
+
+    @abstractmethod
+    def value(self, coefficients: Tensor) -> Tensor:
+        """Omega(B) (L,)."""
+
+    @abstractmethod
+    def face(self, coefficients: Tensor) -> Face:
+        """The face of B. Rows that a proximal map gave have exact zeros and exact ties."""
+
+    def at(self, layers: Tensor) -> Self:
+        """The norms of some of the layers, by index; the result lives on the device of the index."""
+        return self
+
+    def check(self, layers: int, classes: int) -> None:  # noqa: B027 - most norms fit every problem
+        """Raise a UsageError if this penalty is not one of so many layers and classes."""
+
+    def dual_norm(self, points: Tensor) -> Tensor:
+        """Omega°(z_k) (L, p) of each row z_k: the smallest level at which the proximal map gives 0."""
+        zero = points.new_zeros(points.shape[:2])
+        return smallest_level(lambda level: self.excess(points, level), zero, self.root_weight, 100)
+
+    def dual_bound(self, points: Tensor, level: Tensor) -> Tensor:
+        """An upper bound (L,) of ``max(level, max_k Omega°(z_k))``, tight where that is near level (L,)."""
+
+        def worst(level: Tensor) -> Tensor:
+            return self.excess(points, level).amax(-1, keepdim=True)
+
+        return smallest_level(worst, level[:, None], self.root_weight, 0)[:, 0]
+
+
+class Lasso(Penalty):
+    """``||B||_1``, for any number of classes; on a ``tied`` problem this is the HSIC lasso."""
+
+    def prox(self, points: Tensor, level: Tensor) -> Tensor:
+        return soft(points, level[..., None])
+
+    def excess(self, points: Tensor, level: Tensor) -> Tensor:
+        return points.abs().amax(-1) - level
+
+    def value(self, coefficients: Tensor) -> Tensor:
+        return coefficients.abs().sum((-1, -2))
+
+    def face(self, coefficients: Tensor) -> Face:
+        return Face(coefficients != 0, coefficients.sign())
+
+
+class TreeLasso(Penalty):
+    """``sum_k sum_v w_v ||B_{k, G_v}||_2`` over the nodes v of each layer's class tree (Kim & Xing 2012).
+
+    The proximal map is one sweep of group soft thresholds from the leaves to the root (Jenatton et al. 2011).
+    Nodes at the same distance from their leaves are disjoint and go in one step.
+
+    Args:
+        trees: One per layer, all over the same number of classes.
+
+    Raises:
+        UsageError: Trees of different sizes, a negative weight, or a root weight of 0.
+    """
+
+    def __init__(self, trees: Sequence[Tree]) -> None:
+        sizes = {tree.classes for tree in trees}
+        if len(sizes) != 1:
+            raise _error("the number of classes", f"{sorted(sizes)}", "one number in all trees")
+        for tree in trees:
+            weights = np.array(tree.weights)
+            if not np.isfinite(weights).all() or weights.min() < 0 or weights[-1] <= 0:
+                expected = "no negative weight, and a positive one at the root"
+                raise _error("weights of a tree", f"{tree.weights}", expected)
+        (count,) = sizes
+        steps = [_steps(tree) for tree in trees]
+        depth = max(max(step) for step in steps)
+        weights = np.zeros((len(trees), depth + 1, count))
+        together = np.zeros((len(trees), depth + 1, count, count))
+        for layer, (tree, step) in enumerate(zip(trees, steps, strict=True)):
+            for node, members in enumerate(tree.members):
+                place = depth if node == len(tree.members) - 1 else step[node]
+                weights[layer, place, list(members)] = tree.weights[node]
+                together[layer, place][np.ix_(members, members)] = 1
+        self._set(torch.from_numpy(weights), torch.from_numpy(together))
+
+    def _set(self, weights: Tensor, together: Tensor) -> None:
+        self.weights = weights  # (L, S, C): of the node that holds a class at a step of the sweep, or 0
+        self.together = together  # (L, S, C, C): 1 where two classes are in one node at that step
+        self.root_weight = weights[:, -1, :1]
+
+    def at(self, layers: Tensor) -> Self:
+        part = object.__new__(type(self))
+        part._set(*(t.to(layers.device)[layers] for t in (self.weights, self.together)))
+        return part
+
+    def check(self, layers: int, classes: int) -> None:
+        _fits(self.weights.shape[0], self.weights.shape[-1], layers, classes)
+
+    def _sweep(self, points: Tensor, level: Tensor, stop: int) -> Tensor:
+        for step in range(stop):
+            norms = self._norms(points, step).clamp(min=_TINY)
+            weight = self.weights[:, step, None]
+            points = points * (1 - level[..., None] * weight / norms).clamp(min=0)
+        return points
+
+    def _norms(self, points: Tensor, step: int) -> Tensor:
+        """Norm over the classes that are in one node with a class, at each class (L, p, C)."""
+        return points.abs() if not step else (points.square() @ self.together[:, step]).sqrt()
+
+    def prox(self, points: Tensor, level: Tensor) -> Tensor:
+        return self._sweep(points, level, self.weights.shape[1])
+
+    def excess(self, points: Tensor, level: Tensor) -> Tensor:
+        before_root = self._sweep(points, level, self.weights.shape[1] - 1)
+        return before_root.norm(dim=-1) - level * self.root_weight
+
+    def value(self, coefficients: Tensor) -> Tensor:
+        steps = range(self.weights.shape[1])
+        # A node of m classes shows its norm m times.
+        share = self.weights / self.together.sum(-1).clamp(min=1)
+        return torch.stack(
+            [(self._norms(coefficients, s) * share[:, s, None]).sum((-1, -2)) for s in steps]
+        ).sum(0)
+
+    def face(self, coefficients: Tensor) -> Face:
+        slope = torch.zeros_like(coefficients)
+        curvature = coefficients.new_zeros(*coefficients.shape, coefficients.shape[-1])
+        for step in range(self.weights.shape[1]):
+            norms = self._norms(coefficients, step)
+            factor = torch.where(norms > 0, self.weights[:, step, None] / norms.clamp(min=_TINY), 0.0)
+            slope += factor * coefficients
+            if step:  # a leaf's norm is linear
+                unit = coefficients / norms.clamp(min=_TINY)
+                pair = self.together[:, step, None] * unit[..., None] * unit[..., None, :]
+                curvature += torch.diag_embed(factor) - factor[..., None] * pair
+        return Face(coefficients != 0, slope, curvature=curvature)
+
+
+class GraphLasso(Penalty):
+    """``||B||_1 + kappa sum_{edges (c, d)} r_cd sum_k |B_kc - B_kd|`` (the graph-guided fused lasso, Chen et al. 2012).
+
+    The proximal map is a soft threshold after the exact fused map (Friedman et al. 2007).
+
+    Args:
+        edges: One graph per layer, all over the same number of classes.
+        kappa: Weight of the graph against the l1 norm, >= 0.
+
+    Raises:
+        UsageError: Graphs of different sizes, a negative weight, or kappa < 0.
+    """
+
+    def __init__(self, edges: Sequence[Edges], kappa: float = 1.0) -> None:
+        sizes = {graph.classes for graph in edges}
+        if len(sizes) != 1:
+            raise _error("the number of classes", f"{sorted(sizes)}", "one number in all graphs")
+        if not (np.isfinite(kappa) and kappa >= 0):
+            raise _error("kappa", f"{kappa}", "a number >= 0")
+        (count,) = sizes
+        most = max(len(graph.pairs) for graph in edges)
+        weights, incidence = torch.zeros(len(edges), most), torch.zeros(len(edges), most, count)
+        weights, incidence = weights.double(), incidence.double()
+        for layer, graph in enumerate(edges):
+            if any(not weight >= 0 for weight in graph.weights):
+                raise _error("weights of a graph", f"{graph.weights}", "no negative weight")
+            for place, ((first, second), weight) in enumerate(zip(graph.pairs, graph.weights, strict=True)):
+                weights[layer, place] = kappa * weight
+                incidence[layer, place, first], incidence[layer, place, second] = 1, -1
+        self._set(weights, incidence)
+
+    def _set(self, weights: Tensor, incidence: Tensor) -> None:
+        self.weights = weights  # (L, E): kappa r, 0 for an edge that is not there
+        self.incidence = incidence  # D (L, E, C)
+        self._flows: Tensor | None = None  # of the last proximal map, to start the next from
+
+    def at(self, layers: Tensor) -> Self:
+        part = object.__new__(type(self))
+        part._set(*(t.to(layers.device)[layers] for t in (self.weights, self.incidence)))
+        return part
+
+    def check(self, layers: int, classes: int) -> None:
+        _fits(self.weights.shape[0], self.incidence.shape[-1], layers, classes)
+
+    def _fused(self, points: Tensor, level: Tensor) -> Tensor:
+        layers, rows, classes = points.shape
+        bounds = (level[..., None] * self.weights[:, None]).expand(layers, rows, -1)
+        if self._flows is None or self._flows.shape != bounds.shape:
+            self._flows = torch.zeros_like(bounds)
+        incidence = self.incidence[:, None].expand(-1, rows, -1, -1).flatten(0, 1)
+        flat, flows = fused_prox(
+            points.reshape(-1, classes), bounds.flatten(0, 1), incidence, self._flows.flatten(0, 1)
+        )
+        self._flows = flows.view_as(bounds)
+        return flat.view_as(points)
+
+    def prox(self, points: Tensor, level: Tensor) -> Tensor:
+        return soft(self._fused(points, level), level[..., None])
+
+    def excess(self, points: Tensor, level: Tensor) -> Tensor:
+        return self._fused(points, level).abs().amax(-1) - level
+
+    def _differences(self, coefficients: Tensor) -> Tensor:
+        return coefficients @ self.incidence.mT
+
+    def value(self, coefficients: Tensor) -> Tensor:
+        jumps = self._differences(coefficients).abs() * self.weights[:, None]
+        return coefficients.abs().sum((-1, -2)) + jumps.sum((-1, -2))
+
+    def face(self, coefficients: Tensor) -> Face:
+        ends = self.incidence.mT.abs() @ (self.incidence.abs() * (self.weights > 0)[..., None])
+        same = coefficients[..., None] == coefficients[..., None, :]
+        alive = coefficients != 0
+        tied = closure((same & alive[..., None] & (ends > 0)[:, None]).to(coefficients.dtype))
+        means = tied / tied.sum(-1, keepdim=True)
+        flow = self._differences(coefficients).sign() * self.weights[:, None]
+        return Face(alive, coefficients.sign() + flow @ self.incidence, means)
+
+
+def smallest_level(excess: object, low: Tensor, weight: Tensor | float, evaluations: int) -> Tensor:
+    """The smallest level >= low with ``excess(level) <= 0``, from above: the excess is <= 0 at the result.
+
+    Regula falsi (Illinois), elementwise. As raising the level by d lowers the excess by ``weight d`` or more,
+    ``low + excess / weight`` is enough.
+    """
+    assert callable(excess)
+    low_excess = excess(low)
+    if not (low_excess > 0).any():
+        return low
+    over = low_excess > 0
+    high = torch.where(over, low + low_excess / weight, low)
+    if not evaluations:
+        return high
+    high_excess = excess(high)
+    # Rounding may leave a trace of excess at the bound.
+    for _ in range(evaluations):
+        open_ = over & (high - low > 1e-10 * high)
+        if not open_.any():
+            break
+        share = low_excess / (low_excess - high_excess.clamp(max=0)).clamp(min=_TINY)
+        middle = torch.where(open_, low + share.clamp(0.001, 0.999) * (high - low), high)
+        found = excess(middle)
+        above = open_ & (found > 0)
+        below = open_ & ~above
+        low_excess = torch.where(above, found, torch.where(below, low_excess / 2, low_excess))
+        high_excess = torch.where(below, found, torch.where(above, high_excess / 2, high_excess))
+        low, high = torch.where(above, middle, low), torch.where(below, middle, high)
+    return high
+
+
+def soft(points: Tensor, level: Tensor) -> Tensor:
+    """Soft threshold."""
+    return points.sign() * (points.abs() - level).clamp(min=0)
+
+
+def _steps(tree: Tree) -> list[int]:
+    """Per node the step of the sweep that it is in: 0 for leaves, else one after its last child."""
+    steps = [0] * len(tree.members)
+    sets = [set(members) for members in tree.members]
+    for node, members in enumerate(sets):
+        inside = [steps[child] for child in range(node) if sets[child] <= members]
+        steps[node] = 1 + max(inside) if inside else 0
+    return steps
+
+
+def _fits(own_layers: int, own_classes: int, layers: int, classes: int) -> None:
+    if (own_layers, own_classes) != (layers, classes):
+        raise UsageError(
+            "could not solve the lasso",
+            where="the penalty",
+            value=f"one of {own_layers} layers and {own_classes} classes",
+            expected=f"{layers} layers and {classes} classes, as the problem has",
+            hint="Build one tree or graph per layer of the problem.",
+        )
+
+
+def _error(where: str, value: str, expected: str) -> UsageError:
+    hint = "Build trees and graphs with build_tree and build_edges."
+    return UsageError(_PROBLEM, where=where, value=value, expected=expected, hint=hint)
