@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.cutting import duplicate, names_of, tensors_of
 from edgeprune.errors import SlimError
+from edgeprune.scratch import Scratch
 
 Inputs = tuple[Tensor, ...]
 
@@ -37,11 +38,11 @@ def hollow(model: nn.Module) -> nn.Module:
     return duplicate(model, emptied, plain=in_double).eval()
 
 
-def in_double(tensor: Tensor) -> Tensor:
+def in_double(tensor: Tensor, scratch: Scratch | None = None) -> Tensor:
     """A float64 copy (complex128 of complex numbers); what is not floating-point is copied as it is."""
-    if tensor.is_complex():
-        return tensor.to(torch.complex128, copy=True)
-    return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    dtype = torch.complex128 if tensor.is_complex() else dtype
+    return tensor.to(dtype, copy=True) if scratch is None else scratch.copy(tensor, dtype)
 
 
 class Filled(TorchFunctionMode):
@@ -101,12 +102,12 @@ class Double:
         for (key, axis), positions in (zeros or {}).items():
             self._zeros.setdefault(self._name[key], []).append((axis, positions))
 
-    def value(self, key: str) -> Tensor:
+    def value(self, key: str, scratch: Scratch | None = None) -> Tensor:
         """The float64 numbers of a parameter or buffer: its own tensor, or else a copy."""
         name = self._name[key]
         if name in self.owned:
             return self.owned[name]
-        tensor = in_double(self._tensors[name].detach())
+        tensor = in_double(self._tensors[name].detach(), scratch)
         for axis, positions in self._zeros.get(name, ()):
             tensor.index_fill_(axis, positions.to(tensor.device), 0)
         return tensor
@@ -121,7 +122,8 @@ class Double:
 
     def filled(self) -> Filled:
         """The mode in which ``module`` computes."""
-        return Filled(sources_of(self.module, self.value))
+        scratch = Scratch()
+        return Filled(sources_of(self.module, lambda key: self.value(key, scratch)))
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """All tensors that a forward pass on float64 inputs returns."""
