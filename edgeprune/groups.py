@@ -224,6 +224,8 @@ def constants_when(
         # A grouped convolution's column is read once per group. A consumer that is used twice may receive
         # two different constants: it counts as varying.
         once = len(site.constant) == 1
+        if not (once and bool(site.constant[0].any())) and all(home[site.tensor, site.axis]):
+            return (None,) * size  # each unit varies here
         numbers = site.constant[0].view(-1, len(site.unit)).T.tolist() if once else None
         for unit, positions in enumerate(home[site.tensor, site.axis]):
             for position in positions:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +23,13 @@ SIDES = (64, 96, 128, 160, 192)
 
 ASKS = frozenset({"size", "dim", "numel", "is_floating_point", "is_complex", "get_device", "__len__"})
 """Methods that ask a tensor about its form and not about its numbers."""
+
+
+COLUMNS: dict[Callable[..., Any], int] = {F.linear: -1, F.conv1d: -2, F.conv2d: -3, F.conv3d: -4}
+"""Axis of the input's channels, by function whose weight has a column (axis 1) for each of them."""
+
+Zeros = Mapping[str, list[tuple[int, Tensor]]]
+"""Positions of tensor axes that count as zero, by the tensor's state-dict key."""
 
 
 def hollow(model: nn.Module) -> nn.Module:
@@ -52,11 +61,18 @@ class Filled(TorchFunctionMode):
 
     Args:
         sources: By ``id`` of the hollow tensor.
+        columns: Of weights with columns of zeros, which a product need not multiply with, by ``id``: the
+            positions of the others, and what makes the weight of those alone.
     """
 
-    def __init__(self, sources: Mapping[int, Callable[[], Tensor]]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[int, Callable[[], Tensor]],
+        columns: Mapping[int, tuple[Tensor, Callable[[], Tensor]]] | None = None,
+    ) -> None:
         super().__init__()
         self.sources = sources
+        self.columns = columns or {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,7 +86,17 @@ class Filled(TorchFunctionMode):
             found = func(*args, **kwargs)
             if not isinstance(found, Tensor):
                 return found  # shape, dtype, device ...
+        if func in COLUMNS and len(args) > 1 and id(args[1]) in self.columns:
+            args = self._without_zeros(args, COLUMNS[func])
         return func(*self._filled(args), **{key: self._filled(value) for key, value in kwargs.items()})
+
+    def _without_zeros(self, args: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+        """Input and weight without the columns that are zero; grouped convolutions read all they have."""
+        x, weight, *others = args
+        kept, make = self.columns[id(weight)]
+        if x.shape[axis] != weight.shape[1] or not len(kept):
+            return args
+        return (x.index_select(axis, kept.to(x.device)), make(), *others)
 
     def _filled(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -123,7 +149,16 @@ class Double:
     def filled(self) -> Filled:
         """The mode in which ``module`` computes."""
         scratch = Scratch()
-        return Filled(sources_of(self.module, lambda key: self.value(key, scratch)))
+
+        def part(key: str, kept: Tensor) -> Tensor:
+            return in_double(scratch.chosen(self._tensors[key].detach(), 1, kept), scratch)
+
+        return Filled(
+            sources_of(self.module, lambda key: self.value(key, scratch)),
+            columns_of(
+                self.module, {key: z for key, z in self._zeros.items() if key not in self.owned}, part
+            ),
+        )
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """All tensors that a forward pass on float64 inputs returns."""
@@ -135,6 +170,28 @@ def sources_of(module: nn.Module, value: Callable[[str], Tensor]) -> dict[int, C
     """Sources for ``Filled`` from a function of the state-dict key."""
     floating = ((key, t) for key, t in tensors_of(module).items() if t.is_floating_point() or t.is_complex())
     return {id(tensor): (lambda key=key: value(key)) for key, tensor in floating}  # type: ignore[misc]
+
+
+def columns_of(
+    module: nn.Module, zeros: Zeros, part: Callable[[str, Tensor], Tensor]
+) -> dict[int, tuple[Tensor, Callable[[], Tensor]]]:
+    """Columns for ``Filled`` of the weights that are zero along axis 1 alone.
+
+    Args:
+        module: Hollow network.
+        zeros: What is zero.
+        part: Makes the weight of a key at the given positions of axis 1.
+    """
+    tensors = tensors_of(module)
+    columns: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
+    for key, places in zeros.items():
+        if {axis for axis, _ in places} == {1}:
+            mask = torch.ones(tensors[key].shape[1], dtype=torch.bool)
+            for _, positions in places:
+                mask[positions] = False
+            kept = mask.nonzero()[:, 0]
+            columns[id(tensors[key])] = (kept, partial(part, key, kept))
+    return columns
 
 
 def random_inputs(

@@ -56,6 +56,8 @@ class Scratch:
         """The given positions of an axis."""
         shape = (*tensor.shape[:axis], len(positions), *tensor.shape[axis + 1 :])
         out = self.empty(shape, tensor.dtype, tensor.device)
+        if not tensor.is_contiguous():  # selecting from a view takes ten times as long
+            tensor = self.copy(tensor, tensor.dtype)
         return torch.index_select(tensor, axis, positions.to(tensor.device), out=out)
 
     def _memory(self, size: int) -> np.ndarray:

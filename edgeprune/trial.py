@@ -20,6 +20,7 @@ from edgeprune.errors import ModelError
 from edgeprune.oracle import (
     Filled,
     Inputs,
+    columns_of,
     disagreement,
     hollow,
     in_double,
@@ -231,7 +232,8 @@ class Trial:
 
         self.settled = {}
         try:
-            with self._settling(), Filled(sources_of(self.model, value)):
+            columns = columns_of(self.model, lost, lambda key, kept: self.part(key, [(1, kept)], scratch))
+            with self._settling(), Filled(sources_of(self.model, value), columns):
                 return outputs_of(self.model, self.inputs)
         except Exception as reason:
             raise ModelError(
@@ -332,7 +334,7 @@ def noise(tensor: Tensor, key: str) -> Tensor:
     strides = [(3 ** (len(shape) - axis) - 1) // 2 for axis in range(len(shape))]
     drawn = torch.empty(
         1 + sum(step * max(0, size - 1) for step, size in zip(strides, shape, strict=True)),
-        dtype=torch.float64,
+        dtype=torch.float32,
     )
     if tensor.dim() > 1:
         drawn.normal_(0, (2 / max(1, math.prod(shape[1:]))) ** 0.5, generator=generator)
