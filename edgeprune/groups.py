@@ -164,6 +164,7 @@ def places_of(at: dict[tuple[str, int], np.ndarray], families: list[list[int]], 
     for number, roots in enumerate(families):
         family[roots], rank[roots] = number, np.arange(len(roots))
     homes: list[Home] = [{} for _ in families]
+    alike: dict[int, tuple[tuple[int, ...], ...]] = {}
     for key, here in at.items():
         order = np.lexsort((rank[here], family[here]))
         order = order[np.searchsorted(family[here][order], 0) :]  # without what no family has
@@ -171,14 +172,25 @@ def places_of(at: dict[tuple[str, int], np.ndarray], families: list[list[int]], 
         for start, end in zip([0, *ends[:-1]], ends, strict=True) if len(order) else ():
             positions = order[start:end]
             number = family[here[positions[0]]]
-            homes[number][key] = by_unit(positions, rank[here[positions]], len(families[number]))
+            homes[number][key] = by_unit(positions, rank[here[positions]], len(families[number]), alike)
     return homes
 
 
-def by_unit(positions: np.ndarray, units: np.ndarray, size: int) -> tuple[tuple[int, ...], ...]:
-    """Positions of each of ``size`` units, from the unit of each position; both ordered by unit."""
-    if len(units) == size and bool((units == np.arange(size)).all()):
-        return tuple(zip(positions.tolist(), strict=True))
+def by_unit(
+    positions: np.ndarray, units: np.ndarray, size: int, alike: dict[int, tuple[tuple[int, ...], ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """Positions of each of ``size`` units, from the unit of each position; both ordered by unit.
+
+    Where each unit has the position of its own number, as almost everywhere, all members hold one object: it
+    is kept in ``alike``, by size.
+    """
+    numbers = np.arange(size)
+    if np.array_equal(units, numbers):
+        if not np.array_equal(positions, numbers):
+            return tuple(zip(positions.tolist(), strict=True))
+        if size not in alike:
+            alike[size] = tuple(zip(range(size), strict=True))
+        return alike[size]
     ends = np.searchsorted(units, np.arange(size + 1)).tolist()
     listed = positions.tolist()
     return tuple(tuple(listed[start:end]) for start, end in itertools.pairwise(ends))

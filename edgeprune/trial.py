@@ -334,13 +334,13 @@ def noise(tensor: Tensor, key: str) -> Tensor:
     strides = [(3 ** (len(shape) - axis) - 1) // 2 for axis in range(len(shape))]
     drawn = torch.empty(
         1 + sum(step * max(0, size - 1) for step, size in zip(strides, shape, strict=True)),
-        dtype=torch.float32,
+        dtype=torch.float64,
     )
     if tensor.dim() > 1:
         drawn.normal_(0, (2 / max(1, math.prod(shape[1:]))) ** 0.5, generator=generator)
     else:
         drawn.uniform_(0.5, 1.5, generator=generator)
-    return drawn.to(tensor.device).as_strided(shape, strides)
+    return drawn.float().to(tensor.device).as_strided(shape, strides)  # half as much to move
 
 
 def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
