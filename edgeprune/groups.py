@@ -11,6 +11,7 @@ from edgeprune.channel_select import add_selects
 from edgeprune.channels import ChannelGroup, Member
 from edgeprune.cost import as_inputs
 from edgeprune.cutting import shared
+from edgeprune.kinds import kinds_of
 from edgeprune.labels import VARIES, Ledger, Site
 from edgeprune.oracle import smallest
 from edgeprune.tracing import Trace, collector_at_rest
@@ -67,7 +68,8 @@ def find_groups(
         groups, nodes = assemble(ledger)
         open_nodes = {node for node, choice in ledger.choices.items() if choice.policies > 1}
         doubtful = {name for name, touching in nodes.items() if not open_nodes.isdisjoint(touching)}
-        failed = trial.failing(groups, nodes, doubtful=doubtful)
+        touching = {name: [ledger.choices[node] for node in found] for name, found in nodes.items()}
+        failed = trial.failing(groups, kinds_of(model, groups, touching), doubtful=doubtful)
         if not failed:
             return groups
         # Go on to the next policy, once, at every node that has one and touches a group that failed; only
@@ -95,9 +97,6 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
         The groups in graph order, and for each group's name the nodes with policies that touch it.
     """
     component, reasons, inexact = ledger.roots()
-    touched = {
-        node: set(component[choice.labels.numpy()].tolist()) for node, choice in ledger.choices.items()
-    }
     for name, text in ledger.fixed_tensors.items():
         for site in ledger.sites.values():
             if site.tensor == name:
@@ -115,10 +114,11 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
         why = reasons.get(root)
         families.setdefault((tuple(keys), why, None if why else inexact.get(root)), []).append(root)
     homes = places_of(at, list(families.values()), len(component))
+    touching = nodes_of(ledger, component, list(families.values()))
     groups: list[ChannelGroup] = []
     names: set[str] = set()
     nodes: dict[str, list[str]] = {}
-    for ((sites, reason, mark), roots), home in zip(families.items(), homes, strict=True):
+    for ((sites, reason, mark), roots), home, found in zip(families.items(), homes, touching, strict=True):
         first = sites[0][0]
         name = unique_name(first.rpartition(".")[0] or first, names)
         if reason is None and len(roots) == 1 and len(home[sites[0]][0]) > 1:
@@ -128,12 +128,24 @@ def assemble(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], dict[str, list[s
         elif reason is None and len(roots) == 1:
             reason = "has a single channel"
         groups.append(read_group(ledger, name, len(roots), home, reason, mark))
-        nodes[name] = [node for node, found in touched.items() if not found.isdisjoint(roots)]
+        nodes[name] = found
     for layer, size, reason in ledger.unlabelled:
         name = unique_name(layer, names)
         groups.append(ChannelGroup(name, size, (), reason, (None,) * size))
         nodes[name] = []
     return tuple(groups), nodes
+
+
+def nodes_of(ledger: Ledger, component: np.ndarray, families: list[list[int]]) -> list[list[str]]:
+    """The nodes with policies that touch each family of components."""
+    family = np.full(len(component), len(families))
+    for number, roots in enumerate(families):
+        family[roots] = number
+    nodes: list[list[str]] = [[] for _ in range(len(families) + 1)]
+    for node, choice in ledger.choices.items():
+        for number in np.unique(family[component[choice.labels.numpy()]]).tolist():
+            nodes[number].append(node)
+    return nodes[:-1]
 
 
 Home = dict[tuple[str, int], tuple[tuple[int, ...], ...]]
@@ -152,6 +164,7 @@ def places_of(at: dict[tuple[str, int], np.ndarray], families: list[list[int]], 
     for number, roots in enumerate(families):
         family[roots], rank[roots] = number, np.arange(len(roots))
     homes: list[Home] = [{} for _ in families]
+    alike: dict[int, tuple[tuple[int, ...], ...]] = {}
     for key, here in at.items():
         order = np.lexsort((rank[here], family[here]))
         order = order[np.searchsorted(family[here][order], 0) :]  # without what no family has
@@ -159,14 +172,25 @@ def places_of(at: dict[tuple[str, int], np.ndarray], families: list[list[int]], 
         for start, end in zip([0, *ends[:-1]], ends, strict=True) if len(order) else ():
             positions = order[start:end]
             number = family[here[positions[0]]]
-            homes[number][key] = by_unit(positions, rank[here[positions]], len(families[number]))
+            homes[number][key] = by_unit(positions, rank[here[positions]], len(families[number]), alike)
     return homes
 
 
-def by_unit(positions: np.ndarray, units: np.ndarray, size: int) -> tuple[tuple[int, ...], ...]:
-    """Positions of each of ``size`` units, from the unit of each position; both ordered by unit."""
-    if len(units) == size and bool((units == np.arange(size)).all()):
-        return tuple(zip(positions.tolist(), strict=True))
+def by_unit(
+    positions: np.ndarray, units: np.ndarray, size: int, alike: dict[int, tuple[tuple[int, ...], ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """Positions of each of ``size`` units, from the unit of each position; both ordered by unit.
+
+    Where each unit has the position of its own number, as almost everywhere, all members hold one object: it
+    is kept in ``alike``, by size.
+    """
+    numbers = np.arange(size)
+    if np.array_equal(units, numbers):
+        if not np.array_equal(positions, numbers):
+            return tuple(zip(positions.tolist(), strict=True))
+        if size not in alike:
+            alike[size] = tuple(zip(range(size), strict=True))
+        return alike[size]
     ends = np.searchsorted(units, np.arange(size + 1)).tolist()
     listed = positions.tolist()
     return tuple(tuple(listed[start:end]) for start, end in itertools.pairwise(ends))
@@ -212,6 +236,8 @@ def constants_when(
         # A grouped convolution's column is read once per group. A consumer that is used twice may receive
         # two different constants: it counts as varying.
         once = len(site.constant) == 1
+        if not (once and bool(site.constant[0].any())) and all(home[site.tensor, site.axis]):
+            return (None,) * size  # each unit varies here
         numbers = site.constant[0].view(-1, len(site.unit)).T.tolist() if once else None
         for unit, positions in enumerate(home[site.tensor, site.axis]):
             for position in positions:

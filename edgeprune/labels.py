@@ -85,11 +85,15 @@ class Choice:
         labels: (n,) labels that it touches.
         policies: Number of ways: 0 is no constraint, each further one ties or freezes some units.
         text: Why units that no way suits are frozen.
+        module: Name of the module whose forward pass holds the node.
+        code: What it does, and the lines of code that it comes from; None: nobody knows them.
     """
 
     labels: Tensor
     policies: int
     text: str
+    module: str
+    code: str | None
 
 
 @dataclass
@@ -188,17 +192,19 @@ class Ledger:
     def join_constants(self, a: Tensor, b: Tensor) -> Tensor:
         """Constant sets of a place computed from two places: both must be constant."""
         a, b = spread(a, b)
-        small = narrowed(a, b)
-        stacked = np.stack([part.reshape(-1).numpy() for part in small])
-        pairs, inverse = np.unique(stacked, axis=1, return_inverse=True)
-        numbers = []
-        for left, right in pairs.T.tolist():
-            first, second = self.constant_sets[left], self.constant_sets[right]
-            numbers.append(
-                VARIES if first is None or second is None else self.constant_number(first | second)
-            )
-        joined = torch.tensor(numbers)[torch.from_numpy(inverse.reshape(-1))]
-        return joined.reshape(small[0].shape).expand(a.shape)
+        first, second = narrowed(a, b)
+        # VARIES is 0 and prevails; ALWAYS is 1 and leaves the other as it is, and so does an equal.
+        joined = torch.where(first.minimum(second) == VARIES, VARIES, torch.maximum(first, second))
+        other = (first.minimum(second) > ALWAYS) & (first != second)
+        if other.any():
+            stacked = np.stack([part[other].numpy() for part in (first, second)])
+            pairs, inverse = np.unique(stacked, axis=1, return_inverse=True)
+            sets = [
+                [self.constant_sets[number] or frozenset() for number in pair] for pair in pairs.T.tolist()
+            ]
+            numbers = [self.constant_number(left | right) for left, right in sets]
+            joined[other] = torch.tensor(numbers)[torch.from_numpy(inverse.reshape(-1))]
+        return joined.expand(a.shape)
 
     def joined(self, labels: Tensor) -> Tensor:
         """The labels with each unit named by the last of those that it is tied to so far."""
@@ -247,8 +253,11 @@ def spread(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def units_in(labels: Tensor) -> Tensor:
     """The different units among labels, ascending."""
-    found = torch.from_numpy(np.unique(narrowed(labels)[0].numpy()))
-    return found[found > FIXED]
+    (small,) = narrowed(labels)
+    seen = torch.zeros(1 + max(FIXED, int(small.max())) if small.numel() else 1, dtype=torch.bool)
+    seen[small.clamp(min=FIXED).reshape(-1)] = True  # faster than sorting
+    seen[FIXED] = False
+    return seen.nonzero()[:, 0]
 
 
 def narrowed(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -258,6 +267,18 @@ def narrowed(*tensors: Tensor) -> tuple[Tensor, ...]:
         if first.shape[axis] > 1 and all(tensor.stride(axis) == 0 for tensor in tensors):
             tensors = tuple(tensor.narrow(axis, 0, 1) for tensor in tensors)
     return tensors
+
+
+def compact(labels: Tensor) -> Tensor:
+    """The same labels, stored once where they repeat along an axis."""
+    shape = labels.shape
+    (labels,) = narrowed(labels)
+    for axis in range(labels.dim()):
+        if labels.shape[axis] > 1:
+            first, last = labels.narrow(axis, 0, 1), labels.narrow(axis, -1, 1)
+            if torch.equal(first, last) and bool((labels == first).all()):
+                labels = first
+    return labels.expand(shape)
 
 
 def varies(labels: Tensor, axis: int) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.cutting import duplicate, names_of, tensors_of
 from edgeprune.errors import SlimError
+from edgeprune.scratch import Scratch
 
 Inputs = tuple[Tensor, ...]
 
@@ -20,6 +23,13 @@ SIDES = (64, 96, 128, 160, 192)
 
 ASKS = frozenset({"size", "dim", "numel", "is_floating_point", "is_complex", "get_device", "__len__"})
 """Methods that ask a tensor about its form and not about its numbers."""
+
+
+COLUMNS: dict[Callable[..., Any], int] = {F.linear: -1, F.conv1d: -2, F.conv2d: -3, F.conv3d: -4}
+"""Axis of the input's channels, by function whose weight has a column (axis 1) for each of them."""
+
+Zeros = Mapping[str, list[tuple[int, Tensor]]]
+"""Positions of tensor axes that count as zero, by the tensor's state-dict key."""
 
 
 def hollow(model: nn.Module) -> nn.Module:
@@ -37,11 +47,11 @@ def hollow(model: nn.Module) -> nn.Module:
     return duplicate(model, emptied, plain=in_double).eval()
 
 
-def in_double(tensor: Tensor) -> Tensor:
+def in_double(tensor: Tensor, scratch: Scratch | None = None) -> Tensor:
     """A float64 copy (complex128 of complex numbers); what is not floating-point is copied as it is."""
-    if tensor.is_complex():
-        return tensor.to(torch.complex128, copy=True)
-    return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    dtype = torch.complex128 if tensor.is_complex() else dtype
+    return tensor.to(dtype, copy=True) if scratch is None else scratch.copy(tensor, dtype)
 
 
 class Filled(TorchFunctionMode):
@@ -51,11 +61,18 @@ class Filled(TorchFunctionMode):
 
     Args:
         sources: By ``id`` of the hollow tensor.
+        columns: Of weights with columns of zeros, which a product need not multiply with, by ``id``: the
+            positions of the others, and what makes the weight of those alone.
     """
 
-    def __init__(self, sources: Mapping[int, Callable[[], Tensor]]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[int, Callable[[], Tensor]],
+        columns: Mapping[int, tuple[Tensor, Callable[[], Tensor]]] | None = None,
+    ) -> None:
         super().__init__()
         self.sources = sources
+        self.columns = columns or {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -69,7 +86,17 @@ class Filled(TorchFunctionMode):
             found = func(*args, **kwargs)
             if not isinstance(found, Tensor):
                 return found  # shape, dtype, device ...
+        if func in COLUMNS and len(args) > 1 and id(args[1]) in self.columns:
+            args = self._without_zeros(args, COLUMNS[func])
         return func(*self._filled(args), **{key: self._filled(value) for key, value in kwargs.items()})
+
+    def _without_zeros(self, args: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+        """Input and weight without the columns that are zero; grouped convolutions read all they have."""
+        x, weight, *others = args
+        kept, make = self.columns[id(weight)]
+        if x.shape[axis] != weight.shape[1] or not len(kept):
+            return args
+        return (x.index_select(axis, kept.to(x.device)), make(), *others)
 
     def _filled(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -101,12 +128,12 @@ class Double:
         for (key, axis), positions in (zeros or {}).items():
             self._zeros.setdefault(self._name[key], []).append((axis, positions))
 
-    def value(self, key: str) -> Tensor:
+    def value(self, key: str, scratch: Scratch | None = None) -> Tensor:
         """The float64 numbers of a parameter or buffer: its own tensor, or else a copy."""
         name = self._name[key]
         if name in self.owned:
             return self.owned[name]
-        tensor = in_double(self._tensors[name].detach())
+        tensor = in_double(self._tensors[name].detach(), scratch)
         for axis, positions in self._zeros.get(name, ()):
             tensor.index_fill_(axis, positions.to(tensor.device), 0)
         return tensor
@@ -121,7 +148,17 @@ class Double:
 
     def filled(self) -> Filled:
         """The mode in which ``module`` computes."""
-        return Filled(sources_of(self.module, self.value))
+        scratch = Scratch()
+
+        def part(key: str, kept: Tensor) -> Tensor:
+            return in_double(scratch.chosen(self._tensors[key].detach(), 1, kept), scratch)
+
+        return Filled(
+            sources_of(self.module, lambda key: self.value(key, scratch)),
+            columns_of(
+                self.module, {key: z for key, z in self._zeros.items() if key not in self.owned}, part
+            ),
+        )
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """All tensors that a forward pass on float64 inputs returns."""
@@ -133,6 +170,28 @@ def sources_of(module: nn.Module, value: Callable[[str], Tensor]) -> dict[int, C
     """Sources for ``Filled`` from a function of the state-dict key."""
     floating = ((key, t) for key, t in tensors_of(module).items() if t.is_floating_point() or t.is_complex())
     return {id(tensor): (lambda key=key: value(key)) for key, tensor in floating}  # type: ignore[misc]
+
+
+def columns_of(
+    module: nn.Module, zeros: Zeros, part: Callable[[str, Tensor], Tensor]
+) -> dict[int, tuple[Tensor, Callable[[], Tensor]]]:
+    """Columns for ``Filled`` of the weights that are zero along axis 1 alone.
+
+    Args:
+        module: Hollow network.
+        zeros: What is zero.
+        part: Makes the weight of a key at the given positions of axis 1.
+    """
+    tensors = tensors_of(module)
+    columns: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
+    for key, places in zeros.items():
+        if {axis for axis, _ in places} == {1}:
+            mask = torch.ones(tensors[key].shape[1], dtype=torch.bool)
+            for _, positions in places:
+                mask[positions] = False
+            kept = mask.nonzero()[:, 0]
+            columns[id(tensors[key])] = (kept, partial(part, key, kept))
+    return columns
 
 
 def random_inputs(

@@ -194,17 +194,9 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Exporte
         with warnings.catch_warnings(), evaluating(model), torch.no_grad():
             warnings.simplefilter("ignore")
             try:
-                model(*inputs)
-            except Exception as reason:
-                raise ModelError(
-                    "could not run the network",
-                    where="the example input",
-                    value=f"{[tuple(tensor.shape) for tensor in inputs]} ({first_line(reason)})",
-                    expected="an input that the network takes",
-                ) from reason
-            try:
                 return torch.export.export(model, inputs)
             except Exception as reason:
+                _run(model, inputs)
                 raise ModelError(
                     "could not read the network's graph",
                     where="torch.export",
@@ -213,3 +205,20 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Exporte
                 ) from reason
     finally:
         logger.setLevel(level)
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A forward pass, with one clear error.
+
+    Raises:
+        ModelError: It fails.
+    """
+    try:
+        model(*inputs)
+    except Exception as reason:
+        raise ModelError(
+            "could not run the network",
+            where="the example input",
+            value=f"{[tuple(tensor.shape) for tensor in inputs]} ({first_line(reason)})",
+            expected="an input that the network takes",
+        ) from reason

@@ -6,7 +6,7 @@ import contextlib
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from edgeprune.channel_select import ChannelSelect
 from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_macs_meta, count_params, shell_of
-from edgeprune.cutting import Cuts, chosen, cut, device_of, first_line, names_of, shared, tensors_of
+from edgeprune.cutting import Cuts, cut, device_of, first_line, names_of, shared, tensors_of
 from edgeprune.errors import ModelError
 from edgeprune.oracle import (
     Filled,
     Inputs,
+    columns_of,
     disagreement,
     hollow,
     in_double,
@@ -27,6 +28,7 @@ from edgeprune.oracle import (
     random_inputs,
     sources_of,
 )
+from edgeprune.scratch import Scratch
 
 ATTEMPTS = 4
 """How often groups are cut, each time in another way, where the graph leaves a doubt."""
@@ -45,6 +47,9 @@ TOLERANCE = 1e-7
 """Largest relative difference of outputs: random weights may amplify rounding, and ``slim`` looks again."""
 
 Groups = tuple[ChannelGroup, ...]
+Kept = Mapping[str, list[tuple[int, Tensor]]]
+"""Kept positions of some axes, by tensor."""
+
 FaultOf = Callable[[Groups, int], str | None]
 """What goes wrong when units of these groups are cut, in an attempt of this number."""
 
@@ -71,6 +76,7 @@ class Trial:
         self.name = names_of(model)
         self.drawn = {key for key, tensor in tensors_of(model).items() if isinstance(tensor, nn.Parameter)}
         self.attempts = ATTEMPTS
+        self.lost: dict[tuple[str, int], list[Tensor]] = {}
         self.settled: dict[str, Tensor] = {}
         self.shell: nn.Module | None = shell_of(self.model)
         self.large = count_params(model) > LARGE_PARAMS
@@ -78,23 +84,22 @@ class Trial:
             self.large |= count_macs_meta(self.shell, self.inputs) > LARGE_MACS
         except ModelError:
             self.shell = None  # the forward pass looks at numbers: it can not do without
-        self.trains = in_training and self._fault_in_training(self.model, self.value) is None
+        self.trains = in_training and self._fault_in_training(self.model, {}) is None
 
-    def value(self, key: str) -> Tensor:
-        """The numbers of a parameter or buffer of the network that is tried; for reading only."""
-        return self.part(key, ())
-
-    def part(self, key: str, kept: Iterable[tuple[int, Tensor]]) -> Tensor:
-        """The same at the kept positions of some axes."""
+    def part(self, key: str, kept: Iterable[tuple[int, Tensor]], scratch: Scratch) -> Tensor:
+        """A parameter or buffer of the network that is tried, at the kept positions of some axes: a copy."""
         name = self.name[key]
-        if name in self.drawn and name not in self.settled and self.real[name].is_floating_point():
-            return noise(self.real[name], name, dict(kept))
-        tensor = self.settled[name] if name in self.settled else in_double(self.real[name])
+        if name in self.settled:
+            tensor = self.settled[name]
+        elif name in self.drawn and self.real[name].is_floating_point():
+            tensor = noise(self.real[name], name)
+        else:
+            tensor = self.real[name]
         for axis, keep in kept:
-            tensor = chosen(tensor, axis, keep)
-        return tensor
+            tensor = scratch.chosen(tensor, axis, keep)
+        return in_double(tensor, scratch)
 
-    def failing(self, groups: Groups, nodes: dict[str, list[str]], *, doubtful: set[str]) -> dict[str, str]:
+    def failing(self, groups: Groups, kinds: Mapping[str, Hashable], *, doubtful: set[str]) -> dict[str, str]:
         """Names of the groups that can not be cut as they are, with the reason.
 
         All groups are tried at once; only if that fails, half of them, and so on. Where the graph leaves a
@@ -103,9 +108,11 @@ class Trial:
 
         Args:
             groups: All groups.
-            nodes: Per group the nodes with policies that touch it: these are under suspicion.
+            kinds: Of the groups that nodes with policies touch (these are under suspicion), the kind: where
+                one of a kind fails, all of it do.
             doubtful: Names of the groups for which the graph leaves a choice.
         """
+        self.lost.clear()
         groups = tuple(group for group in groups if group.frozen_because is None and group.size > 1)
         doubtful = doubtful & {group.name for group in groups}
         small = any(group.name in doubtful and group.size < SMALL for group in groups)
@@ -114,15 +121,15 @@ class Trial:
         if doubtful and self.shell is not None:
             # Most of what goes wrong shows at once, and without numbers, which costs little.
             for attempts in (range(1), range(1, self.attempts)):
-                failed = self._search(groups, nodes, doubtful, self._fault_of_shapes, attempts)
+                failed = self._search(groups, kinds, doubtful, self._fault_of_shapes, attempts)
                 if failed:
                     return failed
-        return self._search(groups, nodes, doubtful, self._fault_of, range(self.attempts))
+        return self._search(groups, kinds, doubtful, self._fault_of, range(self.attempts))
 
     def _search(
         self,
         groups: Groups,
-        nodes: dict[str, list[str]],
+        kinds: Mapping[str, Hashable],
         doubtful: set[str],
         fault_of: FaultOf,
         attempts: range,
@@ -139,8 +146,8 @@ class Trial:
             these = tuple(group for group in groups if bool(group.inexact_because) == inexact)
             if these and fault((*good, *these)) is not None:
                 for suspicious in (False, True):
-                    part = tuple(group for group in these if bool(nodes[group.name]) == suspicious)
-                    good, more = sift(good, part, fault)
+                    part = tuple(group for group in these if (group.name in kinds) == suspicious)
+                    good, more = sift_kinds(good, part, kinds, fault)
                     failed |= more
             else:
                 good = (*good, *these)
@@ -152,18 +159,26 @@ class Trial:
     def _cuts(self, groups: Groups, attempt: int) -> tuple[Cuts, dict[tuple[str, int], Tensor]]:
         """Kept positions of the axes that lose some in an attempt, and the lost ones where units are read."""
         kept: dict[tuple[str, int], Tensor] = {}
-        columns: dict[tuple[str, int], list[int]] = {}
+        columns: dict[tuple[str, int], list[Tensor]] = {}
         for group in groups:
-            removed = some_units(group, attempt, self.attempts)
-            for member in group.members:
+            for member, gone in zip(group.members, self._lost(group, attempt), strict=True):
                 key = (member.tensor, member.axis)
-                gone = member.positions(removed)
                 length = self.real[member.tensor].shape[member.axis]
                 kept.setdefault(key, torch.ones(length, dtype=torch.bool))[gone] = False
                 if member.role == "in":
-                    columns.setdefault(key, []).extend(gone)
+                    columns.setdefault(key, []).append(gone)
         cuts = {key: mask.nonzero()[:, 0] for key, mask in kept.items()}
-        return cuts, {key: torch.tensor(gone, dtype=torch.int64) for key, gone in columns.items()}
+        return cuts, {key: torch.cat(gone) for key, gone in columns.items()}
+
+    def _lost(self, group: ChannelGroup, attempt: int) -> list[Tensor]:
+        """The positions that each member of a group loses in an attempt."""
+        key = (group.name, attempt)
+        if key not in self.lost:
+            removed = some_units(group, attempt, self.attempts)
+            self.lost[key] = [
+                torch.tensor(member.positions(removed), dtype=torch.int64) for member in group.members
+            ]
+        return self.lost[key]
 
     def _fault_of(self, groups: Groups, attempt: int) -> str | None:
         """What goes wrong in one attempt, or None."""
@@ -171,22 +186,23 @@ class Trial:
         slim = shared(self.model)
         cut(slim, cuts)
         theirs = self._dense(columns)
-        axes: dict[str, list[tuple[int, Tensor]]] = {}
+        kept: dict[str, list[tuple[int, Tensor]]] = {}
         for (tensor, axis), keep in cuts.items():
-            axes.setdefault(tensor, []).append((axis, keep))
-
-        def value(key: str) -> Tensor:
-            return self.part(key, axes.get(self.name[key], ()))
-
+            kept.setdefault(tensor, []).append((axis, keep))
         try:
-            with warnings.catch_warnings(), Filled(sources_of(slim, value)):
+            with warnings.catch_warnings(), self._filled(slim, kept):
                 warnings.simplefilter("ignore")
                 error = disagreement(outputs_of(slim, self.inputs), theirs)
         except Exception as reason:  # the forward pass is the user's: it may raise anything
             return first_line(reason)
         if not error <= TOLERANCE and not any(group.inexact_because for group in groups):
             return f"the outputs change by {error:.1e}"
-        return self._fault_in_training(slim, value) if self.trains else None
+        return self._fault_in_training(slim, kept) if self.trains else None
+
+    def _filled(self, model: nn.Module, kept: Kept) -> Filled:
+        """The mode in which a hollow network computes that keeps these positions."""
+        scratch = Scratch()
+        return Filled(sources_of(model, lambda key: self.part(key, kept.get(self.name[key], ()), scratch)))
 
     def _fault_of_shapes(self, groups: Groups, attempt: int) -> str | None:
         """What goes wrong in one attempt without numbers, or None."""
@@ -203,22 +219,21 @@ class Trial:
 
     def _dense(self, zeros: dict[tuple[str, int], Tensor]) -> list[Tensor]:
         """Outputs of the whole network with these columns at zero; its norms settle on what they receive."""
-        factors: dict[str, list[Tensor]] = {}
+        lost: dict[str, list[tuple[int, Tensor]]] = {}
         for (tensor, axis), positions in zeros.items():
-            shape = [1] * self.real[tensor].dim()
-            shape[axis] = -1
-            factor = torch.ones(self.real[tensor].shape[axis], dtype=torch.float64)
-            factors.setdefault(tensor, []).append(factor.index_fill(0, positions, 0).view(shape))
+            lost.setdefault(tensor, []).append((axis, positions))
+        scratch = Scratch()
 
         def value(key: str) -> Tensor:
-            tensor = self.value(key)
-            for factor in factors.get(self.name[key], ()):
-                tensor = tensor * factor.to(tensor.device)
+            tensor = self.part(key, (), scratch)
+            for axis, positions in lost.get(self.name[key], ()):
+                tensor.index_fill_(axis, positions.to(tensor.device), 0)
             return tensor
 
         self.settled = {}
         try:
-            with self._settling(), Filled(sources_of(self.model, value)):
+            columns = columns_of(self.model, lost, lambda key, kept: self.part(key, [(1, kept)], scratch))
+            with self._settling(), Filled(sources_of(self.model, value), columns):
                 return outputs_of(self.model, self.inputs)
         except Exception as reason:
             raise ModelError(
@@ -248,7 +263,7 @@ class Trial:
             for hook in hooks:
                 hook.remove()
 
-    def _fault_in_training(self, model: nn.Module, value: Callable[[str], Tensor]) -> str | None:
+    def _fault_in_training(self, model: nn.Module, kept: Kept) -> str | None:
         """What goes wrong in a forward pass in training mode with a batch of two, or None."""
         model = shared(model).train()
         devices = {tensor.device for tensor in self.inputs if tensor.is_cuda}
@@ -256,7 +271,7 @@ class Trial:
             with (
                 torch.random.fork_rng(devices=devices),
                 warnings.catch_warnings(),
-                Filled(sources_of(model, lambda key: value(key).clone())),  # statistics are written to
+                self._filled(model, kept),
             ):
                 warnings.simplefilter("ignore")
                 outputs_of(model, tuple(torch.cat([tensor, tensor]) for tensor in self.inputs))
@@ -280,7 +295,28 @@ def sift(
     return good, first | second
 
 
-def noise(tensor: Tensor, key: str, kept: Mapping[int, Tensor]) -> Tensor:
+def sift_kinds(
+    good: Groups, groups: Groups, kinds: Mapping[str, Hashable], fault: Callable[[Groups], str | None]
+) -> tuple[Groups, dict[str, str]]:
+    """As ``sift``; where the first group of a kind fails, the others of its kind fail untried."""
+    first: dict[Hashable, ChannelGroup] = {}
+    kind = {group.name: kinds.get(group.name, group.name) for group in groups}
+    for group in groups:
+        first.setdefault(kind[group.name], group)
+    if len(first) == len(groups):
+        return sift(good, groups, fault)
+    if fault((*good, *groups)) is None:
+        return (*good, *groups), {}
+    good, failed = sift(good, tuple(first.values()), fault)
+    found = {kind[name]: reason for name, reason in failed.items()}
+    failed = {group.name: found[kind[group.name]] for group in groups if kind[group.name] in found}
+    tried = {group.name for group in first.values()}
+    rest = tuple(group for group in groups if group.name not in tried and kind[group.name] not in found)
+    good, more = sift(good, rest, fault)
+    return good, failed | more
+
+
+def noise(tensor: Tensor, key: str) -> Tensor:
     """Numbers in place of a parameter's, so that every channel matters: little noise, read over and over.
 
     Weights are of the usual size, vectors above 0.
@@ -288,7 +324,9 @@ def noise(tensor: Tensor, key: str, kept: Mapping[int, Tensor]) -> Tensor:
     Args:
         tensor: The parameter, floating-point; only its shape and device count.
         key: Seed.
-        kept: Positions that are wanted, by axis; all of the others.
+
+    Returns:
+        A view that reads the same memory at many places.
     """
     shape = tensor.shape
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
@@ -302,14 +340,7 @@ def noise(tensor: Tensor, key: str, kept: Mapping[int, Tensor]) -> Tensor:
         drawn.normal_(0, (2 / max(1, math.prod(shape[1:]))) ** 0.5, generator=generator)
     else:
         drawn.uniform_(0.5, 1.5, generator=generator)
-    drawn = drawn.to(tensor.device)
-    if not kept:
-        return drawn.as_strided(shape, strides)
-    places = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for axis, (step, size) in enumerate(zip(strides, shape, strict=True)):
-        positions = kept[axis].to(tensor.device) if axis in kept else torch.arange(size, device=tensor.device)
-        places = places[..., None] + step * positions
-    return drawn.take(places)
+    return drawn.float().to(tensor.device).as_strided(shape, strides)  # half as much to move
 
 
 def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
@@ -318,7 +349,7 @@ def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
     In the first attempt the number is odd: an even one could slip through a hard-coded division. In the
     second it may be 0, so that what must lose equally many units, and does not, is found out. Then many
     units go, and then all but one or two: pieces of rounded sizes change their number only then. Of few
-    attempts the second cuts what the first one leaves.
+    attempts the second cuts what the first one leaves; a single one cuts the larger part: that is faster.
     """
     size = group.size
     generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
@@ -329,6 +360,8 @@ def some_units(group: ChannelGroup, attempt: int, attempts: int) -> list[int]:
 
     few = number(1, max(1, size // 3) if attempts >= ATTEMPTS else size // 2)
     few -= 1 - few % 2
+    if attempts == 1:
+        return order[few + size % 2 :]
     if attempts < ATTEMPTS:
         return order[few:] if attempt else order[:few]
     if attempt >= ATTEMPTS:

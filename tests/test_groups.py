@@ -277,11 +277,11 @@ def test_a_trial_with_one_unit_removed_from_the_wrong_place_fails() -> None:
     model, inputs = built("residual")
     groups = groups_of("residual")
     trial = Trial(model, inputs, in_training=False)
-    assert trial.failing(groups, {group.name: [] for group in groups}, doubtful=set()) == {}
+    assert trial.failing(groups, {}, doubtful=set()) == {}
     wrong = groups[0].members[-1]
     object.__setattr__(wrong, "indices", wrong.indices[1:] + wrong.indices[:1])
     try:
-        failed = trial.failing(groups, {group.name: [] for group in groups}, doubtful=set())
+        failed = trial.failing(groups, {}, doubtful=set())
     finally:
         object.__setattr__(wrong, "indices", wrong.indices[-1:] + wrong.indices[:-1])
     assert failed["stem.0"].startswith("the outputs change by")

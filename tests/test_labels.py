@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgeprune.labels import ALWAYS, FIXED, FREE, VARIES, Ledger, narrowed, units_in, varies
+from edgeprune.labels import ALWAYS, FIXED, FREE, VARIES, Ledger, compact, narrowed, units_in, varies
 
 
 def components(ledger: Ledger) -> set[frozenset[int]]:
@@ -121,6 +121,18 @@ def test_narrowed_and_units_in() -> None:
     assert narrowed(torch.tensor(5))[0].shape == ()
     assert units_in(wide).tolist() == [1, 3]
     assert units_in(labels(FIXED, FREE)).tolist() == []
+
+
+def test_labels_that_repeat_are_stored_once() -> None:
+    table = torch.arange(6).view(1, 2, 3)
+    repeated = table.repeat(4, 1, 1)
+    assert compact(repeated).stride() == (0, 3, 1)
+    assert torch.equal(compact(repeated), repeated)
+    repeated[1, 0, 0] = 7  # the first and the last agree
+    assert compact(repeated).stride()[0] > 0
+    assert torch.equal(compact(repeated), repeated)
+    assert compact(torch.full((2, 3), 5)).stride() == (0, 0)
+    assert compact(torch.zeros(0, 3)).shape == (0, 3)
 
 
 def test_varies() -> None:

@@ -18,11 +18,10 @@ DEVICE_SIDE = [
     "measurement_format", "measurement", "verdict", "report",
 ]  # fmt: skip
 HOST_SIDE = [
-    "data", "models", "labels", "operators", "channels", "lasso", "cutting", "channel_select", "cost",
-    "oracle",
-    "tracing", "trial", "groups", "shares", "plan", "constants", "surgery", "parity", "onnx_export",
-    "selection", "training", "calibration", "slabs", "gram", "moments", "flow", "refitting", "schemes",
-    "pipeline",
+    "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
+    "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
+    "surgery", "parity", "onnx_export", "selection", "training", "calibration", "slabs", "gram", "moments",
+    "flow", "refitting", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 

@@ -68,6 +68,48 @@ def test_zeros_count_in_every_place_of_a_shared_tensor() -> None:
         Double(net, {("nothing", 0): kept(1)})
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4), (2, 3, 6)),
+        (nn.Conv1d(6, 4, 3), (2, 6, 9)),
+        (nn.Conv2d(6, 4, 3, padding=1), (2, 6, 5, 5)),
+        (nn.Conv2d(6, 4, 3, groups=2), (2, 6, 5, 5)),
+        (nn.Conv3d(6, 4, 1), (2, 6, 3, 3, 3)),
+        (nn.ConvTranspose2d(6, 4, 3), (2, 6, 5, 5)),
+    ],
+)
+@pytest.mark.parametrize("positions", [(1,), (0, 2), tuple(range(6))])
+def test_columns_of_zeros_need_not_be_multiplied_with(
+    layer: nn.Module, shape: tuple[int, ...], positions: tuple[int, ...]
+) -> None:
+    """In every way in which a forward pass reads the weight, and however many columns are left."""
+    width = layer.weight.shape[1]  # type: ignore[union-attr]
+    zeros = kept(*(position for position in positions if position < width))
+    net = Net(lambda m, x: m.a(x).sum() + m.a.weight.sum() + m.a(x), a=layer)
+    x = torch.randn(shape, dtype=torch.float64)
+    twin = copy.deepcopy(net).double()
+    with torch.no_grad():
+        twin.a.weight.index_fill_(1, zeros, 0)
+    double = Double(net, {("a.weight", 1): zeros})
+    assert disagreement(double.outputs((x,)), outputs_of(twin, (x,))) < 1e-14
+    own = double.own("a.weight").fill_(1)
+    twin.a.weight.data.copy_(own)
+    assert disagreement(double.outputs((x,)), outputs_of(twin, (x,))) < 1e-14
+
+
+def test_columns_that_are_left_out_by_mistake_show() -> None:
+    """Negative control: the skipped columns are those that are zero, and no others."""
+    double = Double(nn.Linear(4, 2), {("weight", 1): kept(1)})
+    x = torch.randn(1, 4, dtype=torch.float64)
+    right = double.outputs((x,))
+    filled = double.filled()
+    ((number, _),) = filled.columns.items()
+    weight = double.value("weight")[:, :2]
+    with Filled(filled.sources, {number: (kept(0, 1), lambda: weight)}):
+        assert disagreement(outputs_of(double.module, (x,)), right) > 1e-3
+
+
 def test_own_tensors_take_the_place_of_the_networks() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     net.append(net[0])

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
-from edgeprune.labels import VARIES, Flow, Ledger, Parameter, narrowed, varies
+from edgeprune.labels import VARIES, Flow, Ledger, Parameter, compact, varies
 from edgeprune.operators.common import as_flow, because, unknown
 from edgeprune.operators.elementwise import meet
 from edgeprune.operators.layers import layer
@@ -58,16 +57,6 @@ def contract(
         units = [compact(ledger.joined(unit)) for unit in units]
     flows = [Flow(unit, torch.full((), VARIES).expand(unit.shape)) for unit in units]
     return meet(ledger, node, flows, torch.Size(sizes[letter] for letter in out))
-
-
-def compact(labels: Tensor) -> Tensor:
-    """The same labels, stored once where they repeat along an axis."""
-    shape = labels.shape
-    (labels,) = narrowed(labels)
-    for axis in range(labels.dim()):
-        if labels.shape[axis] > 1 and bool((labels == labels.narrow(axis, 0, 1)).all()):
-            labels = labels.narrow(axis, 0, 1)
-    return labels.expand(shape)
 
 
 def matmul(ledger: Ledger, node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

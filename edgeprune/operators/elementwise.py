@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from edgeprune.labels import ALWAYS, FREE, VARIES, Flow, Ledger, Parameter, narrowed, varies
+from edgeprune.labels import ALWAYS, FREE, VARIES, Flow, Ledger, Parameter, compact, narrowed, varies
 from edgeprune.operators.common import (
     as_flow,
     because,
@@ -91,7 +91,7 @@ def meet(ledger: Ledger, node: Node, flows: Sequence[Flow], shape: torch.Size) -
             continue
         ledger.tie(unit, labels, because(node, "adds or multiplies a fixed channel"))
         unit = highest(unit, labels)
-    return Flow(unit, constant)
+    return Flow(compact(unit), compact(constant))
 
 
 def highest(a: Tensor, b: Tensor) -> Tensor:

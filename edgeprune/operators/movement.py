@@ -24,7 +24,7 @@ from edgeprune.labels import (
     units_in,
     varies,
 )
-from edgeprune.operators.common import as_flow, because, fixed, operator_name, result_shape
+from edgeprune.operators.common import as_flow, because, fixed, module_of, operator_name, result_shape
 
 
 def move(ledger: Ledger, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -60,7 +60,10 @@ def call_like(node: Node) -> Callable[..., Any]:
 
 def choose(ledger: Ledger, node: Node, flow: Flow, policies: Sequence[Callable[[], None]], text: str) -> None:
     """Offer policies for a node that cuts labelled axes by a size, and follow the one in force."""
-    ledger.choices[node.name] = Choice(units_in(flow.unit), 1 + len(policies), because(node, text))
+    code = f"{operator_name(node)} {node.args[1:]} at {node.stack_trace}" if node.stack_trace else None
+    ledger.choices[node.name] = Choice(
+        units_in(flow.unit), 1 + len(policies), because(node, text), module_of(node), code
+    )
     number = number_of(ledger, node)
     if number:
         policies[number - 1]()
