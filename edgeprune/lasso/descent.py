@@ -47,15 +47,13 @@ def newton_step(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor) 
     residual = face.project(problem.correlation(start) - scale * face.slope)
     inverse = _inverse_by_class(problem, scale, face)
     step = torch.zeros_like(start)
-    first = rho = direction = None
+    direction, before = torch.zeros_like(start), torch.ones_like(scale)
+    first: Tensor | None = None
     for _ in range(_CONJUGATE_STEPS):
         solved = face.project((inverse @ residual.mT.unsqueeze(-1)).squeeze(-1).mT)
-        new_rho = (residual * solved).sum((-1, -2), keepdim=True)
-        if first is None:
-            first, direction = new_rho, solved
-        else:
-            direction = solved + new_rho / rho.clamp(min=1e-300) * direction
-        rho = new_rho
+        rho = (residual * solved).sum((-1, -2), keepdim=True)
+        direction, before = solved + rho / before.clamp(min=1e-300) * direction, rho
+        first = rho if first is None else first
         if (rho <= _CONJUGATE_TOLERANCE * first).all():
             break
         image = face.project(problem.product(direction) + scale * face.bend(direction))

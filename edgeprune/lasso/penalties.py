@@ -233,7 +233,9 @@ class GraphLasso(Penalty):
     def _set(self, weights: Tensor, incidence: Tensor) -> None:
         self.weights = weights  # (L, E): kappa r, 0 for an edge that is not there
         self.incidence = incidence  # D (L, E, C)
-        self._flows: Tensor | None = None  # shares of the bounds, of the last proximal map: the next starts there
+        self._flows: Tensor | None = (
+            None  # shares of the bounds, of the last proximal map: the next starts there
+        )
 
     def at(self, layers: Tensor) -> Self:
         part = object.__new__(type(self))

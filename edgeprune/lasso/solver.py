@@ -60,6 +60,7 @@ def solve(
         UsageError: lambda, start, tolerance or the penalty does not fit.
 
     Example:
+        >>> from edgeprune.lasso import Lasso
         >>> problem = Problem(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1), 2.0), torch.full((1, 1), 4.0))
         >>> solve(problem, Lasso(), 0.5).coefficients.item()
         1.5
@@ -69,8 +70,12 @@ def solve(
     lam = _checked_lambda(lam, problem)
     if start is not None and start.shape != (layers, rows, classes):
         raise _error("start", f"of shape {tuple(start.shape)}", f"{(layers, rows, classes)}")
+    if start is not None and not start.isfinite().all():
+        raise _error("start", "not finite", "numbers")
     if not (tolerance > 0 and max_steps >= 0):
-        raise _error("tolerance or max_steps", "negative", "tolerance > 0 and max_steps >= 0")
+        raise _error(
+            "tolerance or max_steps", f"{tolerance:g}, {max_steps}", "tolerance > 0 and max_steps >= 0"
+        )
     if start is None:
         start = problem.gram.new_zeros(layers, rows, classes)
     everywhere = torch.arange(layers, device=problem.gram.device)
