@@ -75,6 +75,10 @@ class Penalty(ABC):
     def face(self, coefficients: Tensor) -> Face:
         """The face of B. Rows that a proximal map gave have exact zeros and exact ties."""
 
+    def settle(self, start: Tensor, new: Tensor) -> Tensor:
+        """``new``, but what crossed a kink of Omega on its way from ``start`` stops there: zero, or tied."""
+        return torch.where(new.sign() == start.sign(), new, 0.0)
+
     def at(self, layers: Tensor) -> Self:
         """The norms of some of the layers, by index; the result lives on the device of the index."""
         return self
@@ -268,6 +272,13 @@ class GraphLasso(Penalty):
     def value(self, coefficients: Tensor) -> Tensor:
         jumps = self._differences(coefficients).abs() * self.weights[:, None]
         return coefficients.abs().sum((-1, -2)) + jumps.sum((-1, -2))
+
+    def settle(self, start: Tensor, new: Tensor) -> Tensor:
+        was, now = self._differences(start).sign(), self._differences(new).sign()
+        crossed = ((was * now <= 0) & (self.weights > 0)[:, None]).to(new.dtype)
+        linked = closure(((crossed[..., None, :] * self.incidence.mT[:, None].abs()) @ self.incidence.abs()[:, None]).clamp(max=1))
+        merged = (linked / linked.sum(-1, keepdim=True) @ new[..., None]).squeeze(-1).gather(-1, linked.argmax(-1))
+        return super().settle(start, merged)
 
     def face(self, coefficients: Tensor) -> Face:
         ends = self.incidence.mT.abs() @ (self.incidence.abs() * (self.weights > 0)[..., None])

@@ -13,7 +13,8 @@ from edgeprune.lasso.penalties import Penalty
 from edgeprune.lasso.problem import Problem
 
 _FAILED = "could not solve the lasso"
-_PROXIMAL_STEPS = 6  # after a Newton step
+_PROXIMAL_STEPS = int(__import__('os').environ.get('PS',6))  # after a Newton step
+_NEWTON_STEPS = int(__import__('os').environ.get('NS',10))
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,15 @@ def _descend(
     open_ = torch.arange(len(lam), device=lam.device)
     part, own = problem, penalty
     while len(open_) and steps < max_steps:
-        point = newton_step(part, own, lam[open_], now[open_])
+        point = now[open_]
+        for _ in range(_NEWTON_STEPS):
+            point, kinked = newton_step(part, own, lam[open_], point)
+            steps += 1
+            if not kinked.any():
+                break
         point = proximal_steps(part, own, lam[open_], point, _PROXIMAL_STEPS)
         now[open_] = point
-        steps += 1 + _PROXIMAL_STEPS
+        steps += _PROXIMAL_STEPS
         left = _certify(part, own, lam[open_], point)[0] > limit[open_]
         if not left.all():
             open_ = open_[left]
