@@ -10,7 +10,7 @@ from edgeprune.lasso.problem import Problem
 
 _CONJUGATE_STEPS = 60
 _CONJUGATE_TOLERANCE = 1e-6  # of the squared residual
-_HALVINGS = 6
+_TRIALS = 12
 
 
 def lipschitz(problem: Problem) -> Tensor:
@@ -83,7 +83,7 @@ def _inverse_by_class(problem: Problem, scale: Tensor, face: Face) -> Tensor:
 def _line_search(
     problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As far along the direction, halving from 1, as lowers the objective, else not at all; stops at kinks.
+    """As far along the direction, a quarter at a time, as lowers the objective, else not at all; stops at kinks.
 
     Entries that would cross a kink of the face (a zero, a tie) stop there, and the next face is without them.
 
@@ -94,7 +94,7 @@ def _line_search(
     before = penalty.value(start)
     noise = 1e-15 * (problem.at_zero + lam * before)
     length = torch.ones_like(lam)
-    for _ in range(_HALVINGS):
+    for _ in range(_TRIALS):
         straight = start + length[:, None, None] * direction
         new = penalty.settle(start, straight)
         move = new - start
@@ -102,6 +102,6 @@ def _line_search(
         worse = ~(change + lam * (penalty.value(new) - before) <= noise)
         if not worse.any():
             break
-        length = torch.where(worse, length / 2, length)
+        length = torch.where(worse, length / 4, length)
     new = torch.where(worse[:, None, None], start, new)
     return new, ~worse & (new != straight).flatten(1).any(-1)

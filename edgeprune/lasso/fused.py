@@ -18,7 +18,7 @@ _SLACK = 1e-13  # of the largest entry of y
 
 
 def closure(adjacent: Tensor) -> Tensor:
-    """Which nodes are connected (..., C, C), given which are adjacent, as 0.0 and 1.0."""
+    """Which nodes are connected (..., C, C), 0.0 or 1.0, given where they are adjacent, > 0."""
     count = adjacent.shape[-1]
     reach = adjacent + torch.eye(count, dtype=adjacent.dtype, device=adjacent.device)
     for _ in range(max(count - 1, 1).bit_length()):

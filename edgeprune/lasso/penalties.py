@@ -275,10 +275,14 @@ class GraphLasso(Penalty):
 
     def settle(self, start: Tensor, new: Tensor) -> Tensor:
         was, now = self._differences(start).sign(), self._differences(new).sign()
-        crossed = ((was * now <= 0) & (self.weights > 0)[:, None]).to(new.dtype)
-        linked = closure(((crossed[..., None, :] * self.incidence.mT[:, None].abs()) @ self.incidence.abs()[:, None]).clamp(max=1))
-        merged = (linked / linked.sum(-1, keepdim=True) @ new[..., None]).squeeze(-1).gather(-1, linked.argmax(-1))
-        return super().settle(start, merged)
+        stopped = (was * now <= 0) & (self.weights > 0)[:, None]
+        ends = self.incidence.abs()[:, None]
+        linked = closure((stopped[..., None] * ends).mT @ ends)
+        means = linked / linked.sum(-1, keepdim=True)
+        merged = (means @ new[..., None]).squeeze(-1).gather(-1, linked.argmax(-1))
+        crossed = (stopped & (was != 0)).any(-1, keepdim=True)
+        new = torch.where(crossed, merged, new)
+        return super().settle(start, new)
 
     def face(self, coefficients: Tensor) -> Face:
         ends = self.incidence.mT.abs() @ (self.incidence.abs() * (self.weights > 0)[..., None])

@@ -13,8 +13,8 @@ from edgeprune.lasso.penalties import Penalty
 from edgeprune.lasso.problem import Problem
 
 _FAILED = "could not solve the lasso"
-_PROXIMAL_STEPS = int(__import__('os').environ.get('PS',6))  # after a Newton step
-_NEWTON_STEPS = int(__import__('os').environ.get('NS',10))
+_PROXIMAL_STEPS = 4  # between two rounds of Newton steps
+_NEWTON_STEPS = 10  # of a round, while they hit kinks
 
 
 @dataclass(frozen=True)
