@@ -8,8 +8,8 @@ from torch import Tensor
 from edgeprune.lasso.penalties import Face, Penalty
 from edgeprune.lasso.problem import Problem
 
-_CONJUGATE_STEPS = 60
-_CONJUGATE_TOLERANCE = 1e-6  # of the squared residual
+_CONJUGATE_STEPS = 100
+_CONJUGATE_TOLERANCE = 1e-8  # of the squared residual
 _TRIALS = 12
 
 
