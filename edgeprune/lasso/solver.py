@@ -13,7 +13,8 @@ from edgeprune.lasso.penalties import Penalty
 from edgeprune.lasso.problem import Problem
 
 _FAILED = "could not solve the lasso"
-_PROXIMAL_STEPS = 6  # after a Newton step
+_PROXIMAL_STEPS = 4  # between two rounds of Newton steps
+_NEWTON_STEPS = 10  # of a round, while they hit kinks
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def solve(
     """Minimise ``F(B) + lambda Omega(B)`` in each layer.
 
     Only rows that are non-zero or violate their optimality condition are worked on. On those, proximal steps
-    find the face of the solution and Newton steps its place on it, until the duality gap of all rows is small.
+    find the face of the solution and Newton steps the place on it, until the duality gap is small.
 
     Args:
         problem: The quadratics.
@@ -60,6 +61,7 @@ def solve(
         UsageError: lambda, start, tolerance or the penalty does not fit.
 
     Example:
+        >>> from edgeprune.lasso import Lasso
         >>> problem = Problem(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1), 2.0), torch.full((1, 1), 4.0))
         >>> solve(problem, Lasso(), 0.5).coefficients.item()
         1.5
@@ -69,8 +71,12 @@ def solve(
     lam = _checked_lambda(lam, problem)
     if start is not None and start.shape != (layers, rows, classes):
         raise _error("start", f"of shape {tuple(start.shape)}", f"{(layers, rows, classes)}")
+    if start is not None and not start.isfinite().all():
+        raise _error("start", "not finite", "numbers")
     if not (tolerance > 0 and max_steps >= 0):
-        raise _error("tolerance or max_steps", "negative", "tolerance > 0 and max_steps >= 0")
+        raise _error(
+            "tolerance or max_steps", f"{tolerance:g}, {max_steps}", "tolerance > 0 and max_steps >= 0"
+        )
     if start is None:
         start = problem.gram.new_zeros(layers, rows, classes)
     everywhere = torch.arange(layers, device=problem.gram.device)
@@ -106,7 +112,7 @@ def _solve(
 
 
 def _working_set(coefficients: Tensor, violation: Tensor) -> Tensor:
-    """Indices (L, A): the non-zero rows of each layer, then those that violate most, at least as many again."""
+    """Indices (L, A): the non-zero rows of each layer, then those that violate most, up to as many again."""
     alive = (coefficients != 0).any(-1)
     urgency = torch.where(alive, torch.inf, violation)
     wanted = (alive | (violation > 0)).sum(-1)
@@ -122,10 +128,15 @@ def _descend(
     open_ = torch.arange(len(lam), device=lam.device)
     part, own = problem, penalty
     while len(open_) and steps < max_steps:
-        point = newton_step(part, own, lam[open_], now[open_])
+        point = now[open_]
+        for _ in range(_NEWTON_STEPS):
+            point, kinked = newton_step(part, own, lam[open_], point)
+            steps += 1
+            if not kinked.any():
+                break
         point = proximal_steps(part, own, lam[open_], point, _PROXIMAL_STEPS)
         now[open_] = point
-        steps += 1 + _PROXIMAL_STEPS
+        steps += _PROXIMAL_STEPS
         left = _certify(part, own, lam[open_], point)[0] > limit[open_]
         if not left.all():
             open_ = open_[left]
@@ -138,9 +149,10 @@ def _certify(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Duality gap (L,), objective (L,), and by how much each row violates its condition (L, p).
 
-    The dual point is ``u = tau r`` with r the residual and tau <= 1 such that ``Omega°(A' u) <= lambda``; with
-    ``t = ||b||^2`` its value is ``1/2 t - 1/2 ||b - u||^2 = tau b'r - tau^2/2 ||r||^2``. Both follow from
-    t, h'B and B'GB.
+    The dual point is ``u = tau r`` with r the residual and tau <= 1 such that ``Omega°(A' u) <= lambda``: as
+    raising a level by d lowers the excess by ``d root_weight`` or more, lambda + excess / root_weight bounds
+    ``Omega°(A' r)``. With ``t = ||b||^2`` the dual value is
+    ``1/2 t - 1/2 ||b - u||^2 = tau b'r - tau^2/2 ||r||^2``. All follows from t, h'B and B'GB.
     """
     correlation = problem.correlation(coefficients)
     energy = problem.energy.sum(-1)
@@ -148,9 +160,10 @@ def _certify(
     along = energy - fit  # b'r
     residual = (along - (correlation * coefficients).sum((-1, -2))).clamp(min=0)  # ||r||^2
     objective = residual / 2 + lam * penalty.value(coefficients)
-    tau = lam / penalty.dual_bound(correlation, lam)
+    violation = penalty.excess(correlation, lam[:, None])
+    tau = lam / (lam + (violation.clamp(min=0) / penalty.root_weight).amax(-1))
     dual = tau * along - tau**2 / 2 * residual
-    return (objective - dual).clamp(min=0), objective, penalty.excess(correlation, lam[:, None])
+    return (objective - dual).clamp(min=0), objective, violation
 
 
 def lambda_max(problem: Problem, penalty: Penalty) -> Tensor:
