@@ -18,8 +18,8 @@ DEVICE_SIDE = [
     "measurement_format", "measurement", "verdict", "report",
 ]  # fmt: skip
 HOST_SIDE = [
-    "data", "models", "labels", "operators", "channels", "lasso", "cutting", "channel_select", "cost", "oracle",
-    "tracing", "trial", "groups", "shares", "plan", "constants", "surgery", "parity", "onnx_export",
+    "data", "models", "labels", "operators", "channels", "lasso", "cutting", "channel_select", "cost",
+    "oracle", "tracing", "trial", "groups", "shares", "plan", "constants", "surgery", "parity", "onnx_export",
     "selection", "training", "calibration", "slabs", "gram", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
