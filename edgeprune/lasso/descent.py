@@ -10,7 +10,7 @@ from edgeprune.lasso.problem import Problem
 
 _CONJUGATE_STEPS = 60
 _CONJUGATE_TOLERANCE = 1e-6  # of the squared residual
-_HALVINGS = 6
+_TRIALS = 12
 
 
 def lipschitz(problem: Problem) -> Tensor:
@@ -35,27 +35,30 @@ def proximal_steps(problem: Problem, penalty: Penalty, lam: Tensor, start: Tenso
     return now
 
 
-def newton_step(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor) -> Tensor:
+def newton_step(
+    problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
     """Minimise on the face of ``start``, where the objective is smooth, by an inexact Newton step.
 
     The system is ``P (G + lambda Q) P d = P (z - lambda slope)`` with P the projection onto the face and Q the
     curvature of the penalty. It couples classes only by ties and by Q, so that the Cholesky factors of its
     diagonal blocks, one per class, make conjugate gradients converge in a few rounds, however ill G is.
+
+    Returns:
+        The new coefficients, and where (L,) the step hit a kink, so that another may gain as much.
     """
     face = penalty.face(start)
     scale = lam[:, None, None]
     residual = face.project(problem.correlation(start) - scale * face.slope)
     inverse = _inverse_by_class(problem, scale, face)
     step = torch.zeros_like(start)
-    first = rho = direction = None
+    direction, before = torch.zeros_like(start), torch.ones_like(scale)
+    first: Tensor | None = None
     for _ in range(_CONJUGATE_STEPS):
         solved = face.project((inverse @ residual.mT.unsqueeze(-1)).squeeze(-1).mT)
-        new_rho = (residual * solved).sum((-1, -2), keepdim=True)
-        if first is None:
-            first, direction = new_rho, solved
-        else:
-            direction = solved + new_rho / rho.clamp(min=1e-300) * direction
-        rho = new_rho
+        rho = (residual * solved).sum((-1, -2), keepdim=True)
+        direction, before = solved + rho / before.clamp(min=1e-300) * direction, rho
+        first = rho if first is None else first
         if (rho <= _CONJUGATE_TOLERANCE * first).all():
             break
         image = face.project(problem.product(direction) + scale * face.bend(direction))
@@ -77,17 +80,28 @@ def _inverse_by_class(problem: Problem, scale: Tensor, face: Face) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _line_search(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, direction: Tensor) -> Tensor:
-    """As far along the direction as lowers the objective, by halving from 1; else not at all."""
-    bend = (direction * problem.product(direction)).sum((-1, -2)) / 2
-    tilt = -(direction * problem.correlation(start)).sum((-1, -2))
+def _line_search(
+    problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As far along the direction, a quarter at a time, as lowers the objective, else not at all; stops at kinks.
+
+    Entries that would cross a kink of the face (a zero, a tie) stop there, and the next face is without them.
+
+    Returns:
+        The new coefficients, and where (L,) another Newton step may gain as much: a kink was hit.
+    """
+    correlation = problem.correlation(start)
     before = penalty.value(start)
     noise = 1e-15 * (problem.at_zero + lam * before)
     length = torch.ones_like(lam)
-    for _ in range(_HALVINGS):
-        value = penalty.value(start + length[:, None, None] * direction)
-        worse = ~(length * tilt + length**2 * bend + lam * (value - before) <= noise)
+    for _ in range(_TRIALS):
+        straight = start + length[:, None, None] * direction
+        new = penalty.settle(start, straight)
+        move = new - start
+        change = ((problem.product(move) / 2 - correlation) * move).sum((-1, -2))
+        worse = ~(change + lam * (penalty.value(new) - before) <= noise)
         if not worse.any():
             break
-        length = torch.where(worse, length / 2, length)
-    return start + torch.where(worse, 0.0, length)[:, None, None] * direction
+        length = torch.where(worse, length / 4, length)
+    new = torch.where(worse[:, None, None], start, new)
+    return new, ~worse & (new != straight).flatten(1).any(-1)

@@ -18,7 +18,7 @@ _SLACK = 1e-13  # of the largest entry of y
 
 
 def closure(adjacent: Tensor) -> Tensor:
-    """Which nodes are connected (..., C, C), given which are adjacent, as 0.0 and 1.0."""
+    """Which nodes are connected (..., C, C), 0.0 or 1.0, given where they are adjacent, > 0."""
     count = adjacent.shape[-1]
     reach = adjacent + torch.eye(count, dtype=adjacent.dtype, device=adjacent.device)
     for _ in range(max(count - 1, 1).bit_length()):
@@ -47,14 +47,15 @@ def fused_prox(points: Tensor, bounds: Tensor, incidence: Tensor, flows: Tensor)
     own = incidence.expand(len(points), -1, -1)
     gram = own @ own.mT
     for _ in range(_ROUNDS):
-        flow[rows] = _descend(points[rows], bounds[rows], own, gram, step, flow[rows])
         x, exact, fits = _face(points[rows], bounds[rows], own, flow[rows])
         result[rows] = x
         flow[rows] = torch.where(fits[:, None], exact, flow[rows])
         left = ~fits
         if not left.any():
             break
-        rows, own, gram, step = rows[left], own[left], gram[left], step[left]
+        if not left.all():
+            rows, own, gram, step = rows[left], own[left], gram[left], step[left]
+        flow[rows] = _descend(points[rows], bounds[rows], own, gram, step, flow[rows])
     else:  # degenerate rows: what the descent gave is as exact as rounding lets it be
         result[rows] = points[rows] - _spread(own, flow[rows])
     return result, flow

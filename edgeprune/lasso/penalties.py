@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -74,6 +74,10 @@ class Penalty(ABC):
     @abstractmethod
     def face(self, coefficients: Tensor) -> Face:
         """The face of B. Rows that a proximal map gave have exact zeros and exact ties."""
+
+    def settle(self, start: Tensor, new: Tensor) -> Tensor:
+        """``new``, but what crossed a kink of Omega on its way from ``start`` stops there: zero, or tied."""
+        return torch.where(new.sign() == start.sign(), new, 0.0)
 
     def at(self, layers: Tensor) -> Self:
         """The norms of some of the layers, by index; the result lives on the device of the index."""
@@ -233,7 +237,9 @@ class GraphLasso(Penalty):
     def _set(self, weights: Tensor, incidence: Tensor) -> None:
         self.weights = weights  # (L, E): kappa r, 0 for an edge that is not there
         self.incidence = incidence  # D (L, E, C)
-        self._flows: Tensor | None = None  # of the last proximal map, to start the next from
+        self._flows: Tensor | None = (
+            None  # shares of the bounds, of the last proximal map: the next starts there
+        )
 
     def at(self, layers: Tensor) -> Self:
         part = object.__new__(type(self))
@@ -249,10 +255,9 @@ class GraphLasso(Penalty):
         if self._flows is None or self._flows.shape != bounds.shape:
             self._flows = torch.zeros_like(bounds)
         incidence = self.incidence[:, None].expand(-1, rows, -1, -1).flatten(0, 1)
-        flat, flows = fused_prox(
-            points.reshape(-1, classes), bounds.flatten(0, 1), incidence, self._flows.flatten(0, 1)
-        )
-        self._flows = flows.view_as(bounds)
+        start = (self._flows * bounds).flatten(0, 1)
+        flat, flows = fused_prox(points.reshape(-1, classes), bounds.flatten(0, 1), incidence, start)
+        self._flows = torch.where(bounds > 0, flows.view_as(bounds) / bounds.clamp(min=_TINY), 0.0)
         return flat.view_as(points)
 
     def prox(self, points: Tensor, level: Tensor) -> Tensor:
@@ -268,6 +273,17 @@ class GraphLasso(Penalty):
         jumps = self._differences(coefficients).abs() * self.weights[:, None]
         return coefficients.abs().sum((-1, -2)) + jumps.sum((-1, -2))
 
+    def settle(self, start: Tensor, new: Tensor) -> Tensor:
+        was, now = self._differences(start).sign(), self._differences(new).sign()
+        stopped = (was * now <= 0) & (self.weights > 0)[:, None]
+        ends = self.incidence.abs()[:, None]
+        linked = closure((stopped[..., None] * ends).mT @ ends)
+        means = linked / linked.sum(-1, keepdim=True)
+        merged = (means @ new[..., None]).squeeze(-1).gather(-1, linked.argmax(-1))
+        crossed = (stopped & (was != 0)).any(-1, keepdim=True)
+        new = torch.where(crossed, merged, new)
+        return super().settle(start, new)
+
     def face(self, coefficients: Tensor) -> Face:
         ends = self.incidence.mT.abs() @ (self.incidence.abs() * (self.weights > 0)[..., None])
         same = coefficients[..., None] == coefficients[..., None, :]
@@ -278,34 +294,38 @@ class GraphLasso(Penalty):
         return Face(alive, coefficients.sign() + flow @ self.incidence, means)
 
 
-def smallest_level(excess: object, low: Tensor, weight: Tensor | float, evaluations: int) -> Tensor:
-    """The smallest level >= low with ``excess(level) <= 0``, from above: the excess is <= 0 at the result.
+def smallest_level(
+    excess: Callable[[Tensor], Tensor], low: Tensor, weight: Tensor | float, evaluations: int
+) -> Tensor:
+    """The smallest level >= low with ``excess(level) <= 0``, elementwise, approached from above to 1e-10.
 
-    Regula falsi (Illinois), elementwise. As raising the level by d lowers the excess by ``weight d`` or more,
-    ``low + excess / weight`` is enough.
+    As raising a level by d lowers the excess by ``weight d`` or more, ``level + excess / weight`` is enough
+    wherever the excess is > 0. Regula falsi (Illinois) narrows that down.
     """
-    assert callable(excess)
-    low_excess = excess(low)
-    if not (low_excess > 0).any():
-        return low
-    over = low_excess > 0
-    high = torch.where(over, low + low_excess / weight, low)
-    if not evaluations:
+    left, left_excess = low, excess(low)
+    over = left_excess > 0
+    high = torch.where(over, low + left_excess / weight, low)
+    if not evaluations or not over.any():
         return high
-    high_excess = excess(high)
-    # Rounding may leave a trace of excess at the bound.
+    right, right_excess = high, excess(high)
+    above = below = torch.zeros_like(over)
     for _ in range(evaluations):
-        open_ = over & (high - low > 1e-10 * high)
-        if not open_.any():
+        over = over & (high - low > 1e-10 * high)
+        if not over.any():
             break
-        share = low_excess / (low_excess - high_excess.clamp(max=0)).clamp(min=_TINY)
-        middle = torch.where(open_, low + share.clamp(0.001, 0.999) * (high - low), high)
+        share = left_excess / (left_excess - right_excess.clamp(max=0)).clamp(min=_TINY)
+        middle = torch.where(over, (left + share * (right - left)).clamp(low, high), high)
         found = excess(middle)
-        above = open_ & (found > 0)
-        below = open_ & ~above
-        low_excess = torch.where(above, found, torch.where(below, low_excess / 2, low_excess))
-        high_excess = torch.where(below, found, torch.where(above, high_excess / 2, high_excess))
-        low, high = torch.where(above, middle, low), torch.where(below, middle, high)
+        # An end that stays a second time counts half.
+        left_excess = torch.where(below & (found <= 0), left_excess / 2, left_excess)
+        right_excess = torch.where(above & (found > 0), right_excess / 2, right_excess)
+        above, below = over & (found > 0), over & (found <= 0)
+        left, left_excess = torch.where(above, middle, left), torch.where(above, found, left_excess)
+        right, right_excess = torch.where(below, middle, right), torch.where(below, found, right_excess)
+        # The root lies within |excess| / weight of any level, and on the known side of it.
+        reach = middle + found / weight
+        low = torch.where(over, torch.maximum(low, torch.minimum(middle, reach)), low)
+        high = torch.where(over, torch.minimum(high, torch.maximum(middle, reach)), high)
     return high
 
 

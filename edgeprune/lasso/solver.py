@@ -13,7 +13,8 @@ from edgeprune.lasso.penalties import Penalty
 from edgeprune.lasso.problem import Problem
 
 _FAILED = "could not solve the lasso"
-_PROXIMAL_STEPS = 6  # after a Newton step
+_PROXIMAL_STEPS = 4  # between two rounds of Newton steps
+_NEWTON_STEPS = 10  # of a round, while they hit kinks
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def solve(
         UsageError: lambda, start, tolerance or the penalty does not fit.
 
     Example:
+        >>> from edgeprune.lasso import Lasso
         >>> problem = Problem(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1), 2.0), torch.full((1, 1), 4.0))
         >>> solve(problem, Lasso(), 0.5).coefficients.item()
         1.5
@@ -69,8 +71,12 @@ def solve(
     lam = _checked_lambda(lam, problem)
     if start is not None and start.shape != (layers, rows, classes):
         raise _error("start", f"of shape {tuple(start.shape)}", f"{(layers, rows, classes)}")
+    if start is not None and not start.isfinite().all():
+        raise _error("start", "not finite", "numbers")
     if not (tolerance > 0 and max_steps >= 0):
-        raise _error("tolerance or max_steps", "negative", "tolerance > 0 and max_steps >= 0")
+        raise _error(
+            "tolerance or max_steps", f"{tolerance:g}, {max_steps}", "tolerance > 0 and max_steps >= 0"
+        )
     if start is None:
         start = problem.gram.new_zeros(layers, rows, classes)
     everywhere = torch.arange(layers, device=problem.gram.device)
@@ -122,10 +128,15 @@ def _descend(
     open_ = torch.arange(len(lam), device=lam.device)
     part, own = problem, penalty
     while len(open_) and steps < max_steps:
-        point = newton_step(part, own, lam[open_], now[open_])
+        point = now[open_]
+        for _ in range(_NEWTON_STEPS):
+            point, kinked = newton_step(part, own, lam[open_], point)
+            steps += 1
+            if not kinked.any():
+                break
         point = proximal_steps(part, own, lam[open_], point, _PROXIMAL_STEPS)
         now[open_] = point
-        steps += 1 + _PROXIMAL_STEPS
+        steps += _PROXIMAL_STEPS
         left = _certify(part, own, lam[open_], point)[0] > limit[open_]
         if not left.all():
             open_ = open_[left]
