@@ -63,6 +63,8 @@ def theirs(x, y, labels, kernel, centre, scale):
     right = gram(y, kernel, centre)
     if scale == "layer":
         left, right = left / np.linalg.norm(left.mean(0)), right / np.linalg.norm(right)
+    elif scale == "units":
+        left = left / np.linalg.norm(left.mean(0))
     elif scale == "channel":
         left = left / np.linalg.norm(left, axis=(1, 2))[:, None, None]
         right = right / np.linalg.norm(right)
@@ -76,7 +78,7 @@ def theirs(x, y, labels, kernel, centre, scale):
     return np.array(g) / N**2, np.array(h) / N**2, np.array(t) / N**2
 
 
-@pytest.mark.parametrize("scale", ["layer", "channel", "none"])
+@pytest.mark.parametrize("scale", ["layer", "units", "channel", "none"])
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("kernel", ["gaussian", "laplace", "linear"])
 def test_are_what_the_equations_say(net, calibration, kernel, centre, scale):
