@@ -19,17 +19,19 @@ w, G_v     weight and classes of tree node v                                -
 r_cd       relatedness of two classes; kappa scales all                     -
 =========  ===============================================================  ==============
 
-Layers of different p go in different problems; several layers of the same p in one are faster than one by one.
-Every layer has a tree or graph of its own. All is float64, on the device of ``Problem.gram``.
+Layers of different p go in different problems; layers of the same p go in one, which is faster than one by
+one. Every layer has a tree or graph of its own. All is float64, on the device of ``Problem.gram``.
 
 Source: the tree-guided group lasso and its weights, Kim & Xing, Annals of Applied Statistics 6 (2012); its
 proximal map, Jenatton et al., JMLR 12 (2011); the graph-guided fused lasso, Chen et al., Annals of Applied
-Statistics 6 (2012), with the proximal map of Friedman et al., Annals of Applied Statistics 1 (2007); their use
-on class-wise Gram matrices of a layer, arXiv 2502.09125; the HSIC lasso (``tied`` columns), APIB (ICCV 2023).
+Statistics 6 (2012), with the proximal map of Friedman et al., Annals of Applied Statistics 1 (2007); their
+use on class-wise Gram matrices of a layer, arXiv 2502.09125; the HSIC lasso (``tied`` columns), APIB (ICCV
+2023).
 
-Differs: no smoothing. Both proximal maps are exact, so that zeros and ties are exact; Newton steps on the face
-that they find make up for the ill condition of Gram matrices, where a first-order method alone needs thousands
-of steps. The root of a tree has a positive weight (see ``build_tree``). Every solution carries a duality gap.
+Differs: no smoothing. Both proximal maps are exact, so that zeros and ties are exact; Newton steps on the
+face that they find make up for the ill condition of Gram matrices, where a first-order method alone needs
+thousands of steps. The root of a tree has a positive weight (see ``build_tree``). Every solution carries
+a duality gap.
 
 Example:
     >>> import torch

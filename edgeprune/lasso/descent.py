@@ -1,4 +1,4 @@
-"""Steps towards the solution at one lambda: accelerated proximal gradient, and Newton on the face it finds."""
+"""Steps towards the solution at one lambda: proximal gradient, and Newton on the face that it finds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from edgeprune.lasso.penalties import Face, Penalty
 from edgeprune.lasso.problem import Problem
 
-_CONJUGATE_STEPS = 60
-_CONJUGATE_TOLERANCE = 1e-6  # of the squared residual
+_CONJUGATE_STEPS = 100
+_CONJUGATE_TOLERANCE = 1e-8  # of the squared residual
 _TRIALS = 12
 
 
@@ -35,14 +35,12 @@ def proximal_steps(problem: Problem, penalty: Penalty, lam: Tensor, start: Tenso
     return now
 
 
-def newton_step(
-    problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor
-) -> tuple[Tensor, Tensor]:
+def newton_step(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Minimise on the face of ``start``, where the objective is smooth, by an inexact Newton step.
 
-    The system is ``P (G + lambda Q) P d = P (z - lambda slope)`` with P the projection onto the face and Q the
-    curvature of the penalty. It couples classes only by ties and by Q, so that the Cholesky factors of its
-    diagonal blocks, one per class, make conjugate gradients converge in a few rounds, however ill G is.
+    The system is ``P (G + lambda Q) P d = P (z - lambda slope)`` with P the projection onto the face and Q
+    the curvature of the penalty. It couples classes only by ties and by Q, so that the Cholesky factors of
+    its diagonal blocks, one per class, make conjugate gradients converge in a few rounds, however ill G is.
 
     Returns:
         The new coefficients, and where (L,) the step hit a kink, so that another may gain as much.
@@ -83,7 +81,7 @@ def _inverse_by_class(problem: Problem, scale: Tensor, face: Face) -> Tensor:
 def _line_search(
     problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As far along the direction, a quarter at a time, as lowers the objective, else not at all; stops at kinks.
+    """As far along the direction, by quarters, as lowers the objective, else not at all; stops at kinks.
 
     Entries that would cross a kink of the face (a zero, a tie) stop there, and the next face is without them.
 

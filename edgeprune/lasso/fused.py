@@ -2,8 +2,8 @@
 
 ``argmin_x 1/2 ||x - y||^2 + sum_e mu_e |x_c - x_d|`` over edges e = (c, d). With a flow v_e on each edge,
 ``x = y - D' v`` where ``|v_e| <= mu_e``, and ``v_e = mu_e sign(x_c - x_d)`` wherever the ends differ. An
-accelerated projected gradient on v finds which edges are saturated; the others tie their ends together, and then
-x is a mean over each tied component and v the solution of a linear system. A row is done when that flow is
+accelerated projected gradient on v finds which edges are saturated; the others tie their ends, and then x is
+a mean over each tied component and v the solution of a linear system. A row is done when that flow is
 within its bounds and no saturated edge runs against its flow: these are the optimality conditions.
 """
 

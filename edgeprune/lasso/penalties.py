@@ -17,6 +17,7 @@ from edgeprune.lasso.structure import Edges, Tree
 
 _PROBLEM = "could not make a penalty"
 _TINY = 1e-300
+_EVALUATIONS = 100  # of a root finder that needs about ten
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class Face:
 class Penalty(ABC):
     """A norm Omega(B) that is a sum over the rows of B, one norm per layer.
 
-    ``root_weight``: raising a level by d raises what ``excess`` compares with by d root_weight (L, 1) or more.
+    ``root_weight`` (L, 1): raising a level by d lowers ``excess`` by ``d root_weight`` or more.
     """
 
     root_weight: Tensor | float = 1.0
 
     @abstractmethod
     def prox(self, points: Tensor, level: Tensor) -> Tensor:
-        """``argmin_B 1/2 ||B - points||^2 + level Omega(B)`` of points (L, p, C) at levels (L, 1) or (L, p)."""
+        """``argmin_B 1/2 ||B - points||^2 + level Omega(B)``: points (L, p, C), level (L, 1) or (L, p)."""
 
     @abstractmethod
     def excess(self, points: Tensor, level: Tensor) -> Tensor:
@@ -79,40 +80,36 @@ class Penalty(ABC):
         """``new``, but what crossed a kink of Omega on its way from ``start`` stops there: zero, or tied."""
         return torch.where(new.sign() == start.sign(), new, 0.0)
 
-    def at(self, layers: Tensor) -> Self:
+    def at(self, layers: Tensor) -> Self:  # noqa: ARG002 - the l1 norm is one for all
         """The norms of some of the layers, by index; the result lives on the device of the index."""
         return self
 
-    def check(self, layers: int, classes: int) -> None:  # noqa: B027 - most norms fit every problem
+    def check(self, layers: int, classes: int) -> None:  # noqa: B027 - the l1 norm fits any
         """Raise a UsageError if this penalty is not one of so many layers and classes."""
 
     def dual_norm(self, points: Tensor) -> Tensor:
         """Omega°(z_k) (L, p) of each row z_k: the smallest level at which the proximal map gives 0."""
         zero = points.new_zeros(points.shape[:2])
-        return smallest_level(lambda level: self.excess(points, level), zero, self.root_weight, 100)
-
-    def dual_bound(self, points: Tensor, level: Tensor) -> Tensor:
-        """An upper bound (L,) of ``max(level, max_k Omega°(z_k))``, tight where that is near level (L,)."""
-
-        def worst(level: Tensor) -> Tensor:
-            return self.excess(points, level).amax(-1, keepdim=True)
-
-        return smallest_level(worst, level[:, None], self.root_weight, 0)[:, 0]
+        return smallest_level(lambda level: self.excess(points, level), zero, self.root_weight)
 
 
 class Lasso(Penalty):
     """``||B||_1``, for any number of classes; on a ``tied`` problem this is the HSIC lasso."""
 
     def prox(self, points: Tensor, level: Tensor) -> Tensor:
+        """Soft threshold."""
         return soft(points, level[..., None])
 
     def excess(self, points: Tensor, level: Tensor) -> Tensor:
+        """Largest entry over the level."""
         return points.abs().amax(-1) - level
 
     def value(self, coefficients: Tensor) -> Tensor:
+        """Sum of absolute values."""
         return coefficients.abs().sum((-1, -2))
 
     def face(self, coefficients: Tensor) -> Face:
+        """All but the zeros."""
         return Face(coefficients != 0, coefficients.sign())
 
 
@@ -156,11 +153,13 @@ class TreeLasso(Penalty):
         self.root_weight = weights[:, -1, :1]
 
     def at(self, layers: Tensor) -> Self:
+        """See ``Penalty.at``."""
         part = object.__new__(type(self))
         part._set(*(t.to(layers.device)[layers] for t in (self.weights, self.together)))
         return part
 
     def check(self, layers: int, classes: int) -> None:
+        """See ``Penalty.check``."""
         _fits(self.weights.shape[0], self.weights.shape[-1], layers, classes)
 
     def _sweep(self, points: Tensor, level: Tensor, stop: int) -> Tensor:
@@ -175,13 +174,16 @@ class TreeLasso(Penalty):
         return points.abs() if not step else (points.square() @ self.together[:, step]).sqrt()
 
     def prox(self, points: Tensor, level: Tensor) -> Tensor:
+        """One sweep, leaves to root."""
         return self._sweep(points, level, self.weights.shape[1])
 
     def excess(self, points: Tensor, level: Tensor) -> Tensor:
+        """Norm of what reaches the root over the root's threshold."""
         before_root = self._sweep(points, level, self.weights.shape[1] - 1)
-        return before_root.norm(dim=-1) - level * self.root_weight
+        return before_root.square().sum(-1).sqrt() - level * self.root_weight
 
     def value(self, coefficients: Tensor) -> Tensor:
+        """Sum over the steps of the sweep."""
         steps = range(self.weights.shape[1])
         # A node of m classes shows its norm m times.
         share = self.weights / self.together.sum(-1).clamp(min=1)
@@ -190,6 +192,7 @@ class TreeLasso(Penalty):
         ).sum(0)
 
     def face(self, coefficients: Tensor) -> Face:
+        """All but the zeros; curved where classes share a node."""
         slope = torch.zeros_like(coefficients)
         curvature = coefficients.new_zeros(*coefficients.shape, coefficients.shape[-1])
         for step in range(self.weights.shape[1]):
@@ -204,9 +207,10 @@ class TreeLasso(Penalty):
 
 
 class GraphLasso(Penalty):
-    """``||B||_1 + kappa sum_{edges (c, d)} r_cd sum_k |B_kc - B_kd|`` (the graph-guided fused lasso, Chen et al. 2012).
+    """``||B||_1 + kappa sum_{edges (c, d)} r_cd sum_k |B_kc - B_kd|``.
 
-    The proximal map is a soft threshold after the exact fused map (Friedman et al. 2007).
+    The graph-guided fused lasso (Chen et al. 2012). The proximal map is a soft threshold after
+    the exact fused map (Friedman et al. 2007).
 
     Args:
         edges: One graph per layer, all over the same number of classes.
@@ -242,11 +246,13 @@ class GraphLasso(Penalty):
         )
 
     def at(self, layers: Tensor) -> Self:
+        """See ``Penalty.at``."""
         part = object.__new__(type(self))
         part._set(*(t.to(layers.device)[layers] for t in (self.weights, self.incidence)))
         return part
 
     def check(self, layers: int, classes: int) -> None:
+        """See ``Penalty.check``."""
         _fits(self.weights.shape[0], self.incidence.shape[-1], layers, classes)
 
     def _fused(self, points: Tensor, level: Tensor) -> Tensor:
@@ -261,19 +267,23 @@ class GraphLasso(Penalty):
         return flat.view_as(points)
 
     def prox(self, points: Tensor, level: Tensor) -> Tensor:
+        """Fused map, then soft threshold."""
         return soft(self._fused(points, level), level[..., None])
 
     def excess(self, points: Tensor, level: Tensor) -> Tensor:
+        """Largest entry of the fused map over the level."""
         return self._fused(points, level).abs().amax(-1) - level
 
     def _differences(self, coefficients: Tensor) -> Tensor:
         return coefficients @ self.incidence.mT
 
     def value(self, coefficients: Tensor) -> Tensor:
+        """Sum of absolute values and of weighted jumps."""
         jumps = self._differences(coefficients).abs() * self.weights[:, None]
         return coefficients.abs().sum((-1, -2)) + jumps.sum((-1, -2))
 
     def settle(self, start: Tensor, new: Tensor) -> Tensor:
+        """What met along an edge is tied, what crossed zero is zero."""
         was, now = self._differences(start).sign(), self._differences(new).sign()
         stopped = (was * now <= 0) & (self.weights > 0)[:, None]
         ends = self.incidence.abs()[:, None]
@@ -285,6 +295,7 @@ class GraphLasso(Penalty):
         return super().settle(start, new)
 
     def face(self, coefficients: Tensor) -> Face:
+        """All but the zeros, and what is equal along edges tied."""
         ends = self.incidence.mT.abs() @ (self.incidence.abs() * (self.weights > 0)[..., None])
         same = coefficients[..., None] == coefficients[..., None, :]
         alive = coefficients != 0
@@ -294,9 +305,7 @@ class GraphLasso(Penalty):
         return Face(alive, coefficients.sign() + flow @ self.incidence, means)
 
 
-def smallest_level(
-    excess: Callable[[Tensor], Tensor], low: Tensor, weight: Tensor | float, evaluations: int
-) -> Tensor:
+def smallest_level(excess: Callable[[Tensor], Tensor], low: Tensor, weight: Tensor | float) -> Tensor:
     """The smallest level >= low with ``excess(level) <= 0``, elementwise, approached from above to 1e-10.
 
     As raising a level by d lowers the excess by ``weight d`` or more, ``level + excess / weight`` is enough
@@ -305,11 +314,9 @@ def smallest_level(
     left, left_excess = low, excess(low)
     over = left_excess > 0
     high = torch.where(over, low + left_excess / weight, low)
-    if not evaluations or not over.any():
-        return high
     right, right_excess = high, excess(high)
     above = below = torch.zeros_like(over)
-    for _ in range(evaluations):
+    for _ in range(_EVALUATIONS):
         over = over & (high - low > 1e-10 * high)
         if not over.any():
             break

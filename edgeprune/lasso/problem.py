@@ -81,7 +81,7 @@ class Problem:
 
 
 def tied(problem: Problem) -> Problem:
-    """The problem with all columns of B equal, as one column: the HSIC lasso, ``lambda ||beta||_1`` its penalty.
+    """The problem with all columns of B equal, as one column: the HSIC lasso under ``Lasso``.
 
     ``F(beta 1') = 1/2 beta' (sum_c G_c) beta - (sum_c h_c)' beta + 1/2 sum_c t_c``.
     """

@@ -47,7 +47,7 @@ def solve(
     """Minimise ``F(B) + lambda Omega(B)`` in each layer.
 
     Only rows that are non-zero or violate their optimality condition are worked on. On those, proximal steps
-    find the face of the solution and Newton steps its place on it, until the duality gap of all rows is small.
+    find the face of the solution and Newton steps the place on it, until the duality gap is small.
 
     Args:
         problem: The quadratics.
@@ -112,7 +112,7 @@ def _solve(
 
 
 def _working_set(coefficients: Tensor, violation: Tensor) -> Tensor:
-    """Indices (L, A): the non-zero rows of each layer, then those that violate most, at least as many again."""
+    """Indices (L, A): the non-zero rows of each layer, then those that violate most, up to as many again."""
     alive = (coefficients != 0).any(-1)
     urgency = torch.where(alive, torch.inf, violation)
     wanted = (alive | (violation > 0)).sum(-1)
@@ -149,9 +149,10 @@ def _certify(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Duality gap (L,), objective (L,), and by how much each row violates its condition (L, p).
 
-    The dual point is ``u = tau r`` with r the residual and tau <= 1 such that ``Omega°(A' u) <= lambda``; with
-    ``t = ||b||^2`` its value is ``1/2 t - 1/2 ||b - u||^2 = tau b'r - tau^2/2 ||r||^2``. Both follow from
-    t, h'B and B'GB.
+    The dual point is ``u = tau r`` with r the residual and tau <= 1 such that ``Omega°(A' u) <= lambda``: as
+    raising a level by d lowers the excess by ``d root_weight`` or more, lambda + excess / root_weight bounds
+    ``Omega°(A' r)``. With ``t = ||b||^2`` the dual value is
+    ``1/2 t - 1/2 ||b - u||^2 = tau b'r - tau^2/2 ||r||^2``. All follows from t, h'B and B'GB.
     """
     correlation = problem.correlation(coefficients)
     energy = problem.energy.sum(-1)
@@ -159,9 +160,10 @@ def _certify(
     along = energy - fit  # b'r
     residual = (along - (correlation * coefficients).sum((-1, -2))).clamp(min=0)  # ||r||^2
     objective = residual / 2 + lam * penalty.value(coefficients)
-    tau = lam / penalty.dual_bound(correlation, lam)
+    violation = penalty.excess(correlation, lam[:, None])
+    tau = lam / (lam + (violation.clamp(min=0) / penalty.root_weight).amax(-1))
     dual = tau * along - tau**2 / 2 * residual
-    return (objective - dual).clamp(min=0), objective, penalty.excess(correlation, lam[:, None])
+    return (objective - dual).clamp(min=0), objective, violation
 
 
 def lambda_max(problem: Problem, penalty: Penalty) -> Tensor:

@@ -72,7 +72,7 @@ def grams(layers: int, classes: int, p: int, samples: int, seed: int = 0) -> Pro
     found = []
     for _ in range(layers):
         factors = normal(classes, 6)[labels] + normal(samples, 6)
-        mixing = normal(4, 6, 16)[torch.arange(p) % 4] + 0.1 * normal(p, 6, 16)  # channels are near copies
+        mixing = normal(4, 6, 16)[torch.arange(p) % 4] + 0.03 * normal(p, 6, 16)  # channels are near copies
         maps = torch.tanh(factors @ mixing / 3)
         columns, wanted = gram(maps), gram(torch.tanh(factors @ normal(6, 32)))
         columns, wanted = columns / columns.flatten(1).norm(dim=1).mean(), wanted / wanted.norm()
