@@ -20,7 +20,7 @@ from edgeprune.errors import SchemeError
 from edgeprune.slabs import Request, Shape, inner_products, shapes_of
 
 Kernel = Literal["gaussian", "laplace", "linear"]
-Scale = Literal["layer", "channel", "none"]
+Scale = Literal["layer", "units", "channel", "none"]
 
 MEMORY = 512 * 2**20
 """Bytes for the maps of one pass, and for the Grams of one layer."""
@@ -115,8 +115,9 @@ def quadratics(
             ``exp(-sqrt(0.5 / d) ||x - y||)`` or ``x'y``.
         centre: Take the means of rows and columns off the Grams.
         scale: ``"layer"``: L is divided by its Frobenius norm and all K_k by that of their mean, so that
-            layers compare and a layer's units keep their sizes among themselves. ``"channel"``: every K_k is
-            divided by its own. ``"none"``: nothing is divided.
+            layers compare and a layer's units keep their sizes among themselves. ``"units"``: only the K_k
+            are, so that a layer whose output differs more between images counts more. ``"channel"``: L and
+            every K_k are divided by their own. ``"none"``: nothing is divided.
         memory: Bytes for the maps of one pass, and for the Grams of one layer.
 
     Raises:
@@ -262,12 +263,14 @@ def _scaled(found: Quadratic, scale: Scale, images: int) -> Quadratic:
     """With K_k and L divided as ``scale`` says, and all by n^2."""
     total = found.gram.sum(0)
     size = found.energy.sum().sqrt()
-    if scale == "layer":
+    if scale in ("layer", "units"):
         left = (total.sum().clamp(min=0).sqrt() / len(total)).expand(len(total))
     elif scale == "channel":
         left = total.diagonal().sqrt()
     else:
-        left, size = torch.ones_like(total[0]), torch.ones_like(size)
+        left = torch.ones_like(total[0])
+    if scale in ("units", "none"):
+        size = torch.ones_like(size)
     left = torch.where(left > 0, left, 1.0)
     return replace(
         found,

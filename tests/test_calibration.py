@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import edgeprune as ep
-from edgeprune.calibration import calibration_of, observe, readers_of
+from edgeprune.calibration import calibration_of, observe, random_images, readers_of, super_classes
 from edgeprune.data import TensorLoader
 from edgeprune.errors import DataError, ModelError, SchemeError
 from tests.training.fakes import make_data
@@ -28,6 +28,61 @@ def test_takes_as_many_of_each_class_in_turn():
     labels = torch.cat([labels for _, labels in data.calib])
     for number in range(classes):
         assert torch.equal(found.images[number::classes], images[labels == number][:3])
+
+
+def test_a_seed_draws_among_a_classes_images():
+    data = make_data()
+    first, again, other = (calibration_of(data, 4, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+    assert other.labels.tolist() == [0, 1, 2] * 4
+    known = torch.cat([images for images, _ in data.calib])
+    truth = torch.cat([labels for _, labels in data.calib])
+    for image, label in zip(other.images, other.labels, strict=True):
+        (place,) = (known == image).flatten(1).all(1).nonzero().flatten().tolist()
+        assert truth[place] == label
+
+
+def test_joined_classes_count_as_one():
+    data = make_data()
+    found = calibration_of(data, 5, joined=((1,), (0, 2)))
+    assert found.classes == ("b", "a and 1 more")
+    assert found.labels.tolist() == [0, 1] * 5
+    assert torch.equal(found.images[::2], calibration_of(data, 5).images[1::3])
+
+
+def test_random_images_are_of_any_class():
+    data = make_data()
+    found = random_images(data, 20, seed=0)
+    assert found.images.shape == (20, 3, 8, 8)
+    assert found.labels.tolist() == [0] * 20
+    assert found.classes == ("any",)
+    assert len(found.images.flatten(1).unique(dim=0)) == 20
+    assert not torch.equal(random_images(data, 20, seed=1).images, found.images)
+    with pytest.raises(DataError, match=r"data.calib is 72 images, expected at least 73"):
+        random_images(data, 73, seed=0)
+
+
+def test_super_classes_join_what_the_classifier_weighs_alike():
+    """Rows around four directions come out as the four sets, whatever their lengths."""
+    torch.manual_seed(0)
+    kinds = torch.randperm(24) % 4
+    net = nn.Sequential(nn.Linear(3, 24), nn.Linear(24, 8), nn.Linear(8, 24))
+    directions = torch.eye(8)[:4]
+    with torch.no_grad():
+        net[2].weight.copy_((directions[kinds] + 0.05 * torch.randn(24, 8)) * torch.rand(24, 1).add(0.1))
+    found = super_classes(net, 24, 4)
+    assert {tuple(sorted(s)) for s in found} == {
+        tuple((kinds == kind).nonzero().flatten().tolist()) for kind in range(4)
+    }
+    sizes = [len(members) for members in super_classes(net, 24, 7)]
+    assert sum(sizes) == 24
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_super_classes_need_a_classifier():
+    with pytest.raises(ModelError, match=r"without a linear layer of 30 rows.*Set super_classes=30 to keep"):
+        super_classes(nn.Linear(8, 24), 30, 5)
 
 
 @pytest.mark.parametrize(

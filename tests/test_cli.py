@@ -227,6 +227,12 @@ def test_every_option_is_a_setting_and_every_default_in_help_is_true() -> None:
     assert all(name in str(scheme.help) for name in SCHEMES)  # type: ignore[attr-defined]
 
 
+def test_omega_is_another_name_of_min_share() -> None:
+    prune = cli.commands["prune"]
+    for name in ("--omega", "--min-share"):
+        assert prune.make_context("prune", ["--out", "x", name, "0.25"]).params["min_share"] == 0.25
+
+
 def test_given_converts_and_refuses() -> None:
     options = {
         "max_size_bytes": "300 kB",

@@ -103,7 +103,7 @@ def test_stages_alone_take_their_settings_from_the_folder(workplace: Path) -> No
 def test_settings_make_the_command_that_makes_them() -> None:
     settings = Settings(
         "resnet20", data="cifar10:some where", keep=("layer1.*",), scheme_options={"l1": 0.1}, distill=False,
-        max_size_bytes=300_000, dynamic_batch=True,
+        max_size_bytes=300_000, dynamic_batch=True, min_share=0.25,
     )  # fmt: skip
     command = settings.command("runs/x")
     for part in (
@@ -113,6 +113,7 @@ def test_settings_make_the_command_that_makes_them() -> None:
         "--no-distill",
         "--max-size '300000 B'",
         "--dynamic-batch",
+        "--min-share 0.25",
         "--out runs/x",
     ):
         assert part in command

@@ -153,6 +153,31 @@ def test_min_channels_and_multiples_and_keep() -> None:
     assert widths(keep="stem.?")["stem"] == 8
 
 
+def test_a_share_of_each_group_stays() -> None:
+    model, groups, _, inputs = case("residual")
+    scores = {"stem.0": torch.arange(8) / 100, "a.0": torch.arange(6) / 100 + 1}
+
+    def widths(share: float, **options: Any) -> tuple[int, int]:
+        plan = make_plan(model, groups, scores, inputs, max_params_ratio=0.6, min_share=share, **options)
+        assert plan.facts["options"]["min_share"] == share
+        small = slim(model, plan)
+        return small.stem[0].out_channels, small.a[0].out_channels
+
+    assert widths(0.0)[0] == 4  # negative control: without the floor
+    assert widths(0.6)[0] == 5  # ceil(0.6 * 8)
+    assert widths(0.6)[1] >= 4
+    assert widths(0.1, min_channels=5)[0] == 5
+    with pytest.raises(PlanError, match=r"max_params_ratio is 0.6, expected at least .* min_share=0.9"):
+        widths(0.9)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), True, "half"])
+def test_a_share_that_is_none(share: Any) -> None:
+    model, groups, scores, inputs = case("residual")
+    with pytest.raises(PlanError, match=r"min_share is .*, expected a number in 0..1"):
+        make_plan(model, groups, scores, inputs, min_share=share)
+
+
 @pytest.mark.parametrize(("multiple", "channels"), [(1, 4), (2, 4), (3, 12), (4, 4), (8, 8), (16, 12)])
 def test_a_multiple_counts_channels_and_not_units(multiple: int, channels: int) -> None:
     """A unit of a convolution in four groups is four channels."""

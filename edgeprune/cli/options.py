@@ -62,8 +62,11 @@ INEXACT = _option(
     text="Offer channels too whose removal changes what the others compute.",
     default="exact",
 )
+SCHEME_NAMES = (
+    "proximal-ns, sglp-ib, stlp-ib, hsic-lasso, taylor, activation-weight, magnitude, bn-scale or random."
+)
 PRUNE = [
-    _option("--scheme", metavar="NAME", text="Its name, see the README.", default="proximal-ns"),
+    _option("--scheme", metavar="NAME", text=SCHEME_NAMES, default="proximal-ns"),
     _option(
         "--scheme-option",
         "scheme_options",

@@ -22,9 +22,10 @@ from edgeprune.training import Progress
 class ActivationWeight:
     """Score of a unit: the size of what it sends into the layers that read it.
 
-    ``s_u = max_l sum_{channels j of u} a_lj ||W_l[:, j]||_2 / t_l`` over the layers l that read u, with a_lj
-    the mean size of channel j at the layer's input over places and images, and t_l that sum over all channels
-    of the layer: the unit's share of what the layer receives.
+    ``s_u = max_l sum_{channels j of u} a_lj ||W_l[:, j]||_2 / m_l`` over the layers l that read u, with a_lj
+    the mean size of channel j at the layer's input over places and images, and m_l the mean of these products
+    over all channels of the layer, so that layers compare. (Divided by their total, each unit of a wide layer
+    is a small share, and the wide layers are emptied first.)
 
     Source:
         The idea is that of Wanda, Sun et al. 2023, arXiv 2306.11695, for channels instead of single weights.
@@ -38,7 +39,7 @@ class ActivationWeight:
     activation: Literal["rms", "mean"] = option("rms", "root mean square, or mean of the absolute values")
     readers: Literal["max", "sum"] = option("max", "over the layers that read a unit")
     normalize: Literal["mean", "total", "none"] = option(
-        "total", "divide a layer's terms by their mean, by their total, or not"
+        "mean", "divide a layer's terms by their mean, by their total, or not"
     )
     seed: int = option(0, "of the choice of images", at_least=0)
 

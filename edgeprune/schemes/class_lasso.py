@@ -41,8 +41,9 @@ class GramLasso(ABC):
 
     images: int = option(200, "calibration images in all", at_least=2)
     kernel: Literal["gaussian", "laplace", "linear"] = option("gaussian", "what compares two images' maps")
-    scale: Literal["layer", "channel", "none"] = option(
-        "layer", "divide the Grams by one number per layer, by one per channel, or not"
+    scale: Literal["layer", "units", "channel", "none"] = option(
+        "layer",
+        "divide the Grams by one number per layer, only the units' ones so, by one per channel, or not",
     )
     centre: bool = option(True, "take the means of rows and columns off the Grams")
     lambdas: int = option(60, "strengths of the penalty on the path", at_least=2)

@@ -39,8 +39,9 @@ class HSICLasso(GramLasso):
         torch.Size([16])
     """
 
-    scale: Literal["layer", "channel", "none"] = option(
-        "none", "divide the Grams by one number per layer, by one per channel, or not"
+    scale: Literal["layer", "units", "channel", "none"] = option(
+        "none",
+        "divide the Grams by one number per layer, only the units' ones so, by one per channel, or not",
     )
     batch: Literal["random", "balanced"] = option("random", "images at random, or equally many of each class")
 

@@ -13,6 +13,7 @@ from edgeprune.schemes.options import check_options, option, parse_option
 class Example:
     flag: bool = option(False, "a switch")
     share: float = option(0.5, "a share", above=0)
+    part: float = option(0.5, "a part", at_least=0, below=1)
     mode: Literal["1", 1, "a"] = option("a", "a choice of two types")
 
     name: ClassVar[str] = "example"
@@ -42,6 +43,8 @@ def test_what_is_not_text_is_left_alone():
         ({"flag": 1}, "flag is 1, expected true or false"),
         ({"share": "x"}, "share is 'x', expected a number above 0"),
         ({"share": True}, "share is True, expected a number above 0"),
+        ({"part": 1.0}, "part is 1.0, expected a number, 0 or more, below 1"),
+        ({"part": -0.1}, "part is -0.1, expected a number, 0 or more, below 1"),
         ({"mode": "b"}, "mode is 'b', expected one of 1, 1, a"),
     ],
 )
