@@ -63,7 +63,8 @@ INEXACT = _option(
     default="exact",
 )
 SCHEME_NAMES = (
-    "proximal-ns, sglp-ib, stlp-ib, hsic-lasso, taylor, activation-weight, magnitude, bn-scale or random."
+    "proximal-ns, sglp-ib, stlp-ib, hsic-lasso, taylor, activation-weight, obs, magnitude, bn-scale"
+    " or random."
 )
 PRUNE = [
     _option("--scheme", metavar="NAME", text=SCHEME_NAMES, default="proximal-ns"),

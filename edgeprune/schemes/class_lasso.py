@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from edgeprune.gram import Quadratic, columns_of, quadratics
 from edgeprune.lasso import Penalty, Problem, lambda_max, path
 from edgeprune.schemes.options import check_options, option
 from edgeprune.schemes.scores import Scores, movable
+from edgeprune.schemes.sensitivity import stakes
 from edgeprune.training import Progress
 
 MANY_CLASSES = 20
@@ -30,6 +31,9 @@ TOLERANCE = 1e-6
 
 MISSED = 1e-3
 """A gap above it is an error: the order of the units could be another."""
+
+FAINT = 1e-9
+"""Smallest weight of a layer, of the largest."""
 
 TINY = torch.finfo(torch.float32).tiny
 _FIELDS = ("gram", "target", "energy")
@@ -48,6 +52,9 @@ class GramLasso(ABC):
     centre: bool = option(True, "take the means of rows and columns off the Grams")
     lambdas: int = option(60, "strengths of the penalty on the path", at_least=2)
     path_ratio: float = option(1e-4, "smallest strength over the largest", above=0, below=1)
+    weigh: Literal["logits", "none"] = option(
+        "logits", "weight of a layer's loss: how far the logits hang on its output, or the same for all"
+    )
     seed: int = option(0, "of the choice of images", at_least=0)
 
     name: ClassVar[str]
@@ -78,7 +85,7 @@ class GramLasso(ABC):
         grams = quadratics(
             model, columns, calibration, kernel=self.kernel, centre=self.centre, scale=self.scale
         )
-        found = tuple(grams)
+        found = self.weighed(model, calibration, tuple(grams))
         entries = enter(found, self.pose, self.penalty, self.lambdas, self.path_ratio)
         scores = scores_of(found, entries.entry)
         layers = {
@@ -99,6 +106,29 @@ class GramLasso(ABC):
         }
         wanted = [group.name for group in movable(groups) if group.name in scores]
         return Scores({name: scores[name] for name in wanted}, facts=facts)
+
+    def weighed(
+        self, model: nn.Module, calibration: Calibration, found: tuple[Quadratic, ...]
+    ) -> tuple[Quadratic, ...]:
+        """The losses by the layers' weights, so that one lambda costs the network the same in all of them."""
+        if self.weigh == "none":
+            return found
+        names = tuple(layer.columns.layer for layer in found)
+        weights = stakes(model, calibration.images, names, seed=self.seed)
+        most = max(weights.values(), default=0.0)
+        if most <= 0:
+            raise SchemeError(
+                "could not weigh the layers",
+                where="the gradient of the logits at every layer",
+                value="0",
+                expected="a network whose output hangs on its layers",
+                hint='Set weigh to "none", or check the weights of the network.',
+            )
+        shares = {name: max(weight / most, FAINT) for name, weight in weights.items()}
+        return tuple(
+            replace(layer, **{name: getattr(layer, name) * shares[layer.columns.layer] for name in _FIELDS})
+            for layer in found
+        )
 
     @abstractmethod
     def calibrate(self, model: nn.Module, data: Data) -> tuple[Calibration, dict[str, Any]]:

@@ -43,6 +43,9 @@ class HSICLasso(GramLasso):
         "none",
         "divide the Grams by one number per layer, only the units' ones so, by one per channel, or not",
     )
+    weigh: Literal["logits", "none"] = option(
+        "none", "weight of a layer's loss: how far the logits hang on its output, or the same for all"
+    )
     batch: Literal["random", "balanced"] = option("random", "images at random, or equally many of each class")
 
     name: ClassVar[str] = "hsic-lasso"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edgeprune.calibration import BATCH, maps_of
+from edgeprune.calibration import BATCH, maps_of, observe
 from edgeprune.cutting import device_of
 from edgeprune.training.evaluation import mode
 
@@ -64,3 +64,39 @@ def sensitivities(
         for handle in handles:
             handle.remove()
     return {name: found[name] / (draws * len(images)) for name in layers}
+
+
+def stakes(model: nn.Module, images: Tensor, layers: tuple[str, ...], *, seed: int = 0) -> dict[str, float]:
+    """What hangs on each layer: squared change of the logits if it returned its mean, to first order.
+
+    ``sum_o ||J_o||_F^2 var_o`` with the Jacobian of `sensitivities` and the variance of a channel over images
+    and places.
+
+    Args:
+        model: Network; it is left as it was.
+        images: (n, C, H, W).
+        layers: Names of convolutions and linear layers.
+        seed: Of the projections.
+    """
+    squared = sensitivities(model, images, layers, seed=seed)
+    sums: dict[str, list[Tensor]] = {}
+    count = dict.fromkeys(layers, 0)
+
+    def visitor(name: str) -> Callable[[Tensor, Tensor], None]:
+        def visit(received: Tensor, returned: Tensor) -> None:
+            del received
+            maps = returned.flatten(2).double()
+            more = [maps.sum((0, 2)), maps.square().sum((0, 2))]
+            sums[name] = [
+                a + b for a, b in zip(sums.get(name, [torch.zeros_like(more[0])] * 2), more, strict=True)
+            ]
+            count[name] += maps.shape[0] * maps.shape[2]
+
+        return visit
+
+    observe(model, images, {name: visitor(name) for name in layers})
+    found = {}
+    for name in layers:
+        mean, square = (total / count[name] for total in sums[name])
+        found[name] = float((squared[name] * (square - mean.square()).clamp(min=0)).sum())
+    return found

@@ -38,6 +38,8 @@ class SGLPIB(ClassLasso):
 
         - Grams are scaled per layer, L to length 1 and the K_k by their mean's length, so that one lambda
           means the same in all layers and the sizes of a layer's units count.
+        - A layer's loss counts by how far the logits hang on its output: ``sum_o ||J_o||^2 var_o`` with J_o
+          the derivative of the logits by output channel o (``weigh="none"``: every layer counts the same).
         - Everything that the layer reads explains its output, also units that can not be removed.
         - Units that several layers read take the largest of their lambdas.
         - Many classes are joined by a clustering of the classifier's rows.

@@ -18,10 +18,11 @@ from edgeprune.errors import DataError, SchemeError
 from edgeprune.gram import columns_of, quadratics
 from edgeprune.lasso import Lasso, Problem, solve, tied
 from edgeprune.schemes import SGLPIB, STLPIB, HSICLasso, class_lasso
+from edgeprune.schemes.sensitivity import stakes
 from tests.schemes.conftest import make_groups, make_net, one_each
 from tests.training.fakes import make_data
 
-FEW = {"images": 12, "lambdas": 8, "path_ratio": 0.05}
+FEW = {"images": 12, "lambdas": 8, "path_ratio": 0.05, "weigh": "none"}
 BOTH = [SGLPIB, STLPIB]
 
 
@@ -94,7 +95,10 @@ def test_a_unit_that_several_layers_read_has_its_largest_lambda(data):
             return self.b(x).mean((2, 3)).sum(1) + self.c(x).mean((2, 3)).sum(1)
 
     members = tuple(Member(f"{name}.weight", 1, "in", one_each(5)) for name in "bc")
-    groups, scheme = (ChannelGroup("a", 5, members),), STLPIB(images=12, lambdas=8, path_ratio=0.1)
+    groups, scheme = (
+        (ChannelGroup("a", 5, members),),
+        STLPIB(images=12, lambdas=8, path_ratio=0.1, weigh="none"),
+    )
     found = tuple(quadratics(Net(), columns_of(Net(), groups), calibration_of(data, 4, seed=0)))
     entry = class_lasso.enter(found, scheme.pose, scheme.penalty, 8, 0.1).entry
     largest = torch.maximum(entry["b"], entry["c"])
@@ -330,3 +334,53 @@ def test_budgets_are_met(net, data, budget):
         if key.endswith("_ratio"):
             kind = key.split("_")[1]
             assert plan.facts[f"slim_{kind}"] <= limit * plan.facts[f"dense_{kind}"]
+
+
+@pytest.mark.parametrize("scheme", BOTH)
+def test_a_layers_loss_counts_by_what_hangs_on_its_output(net, groups, data, scheme):
+    """Weights of the losses are weights of the lambdas: entries of single layers are multiplied by them."""
+    model = net().eval()
+    options = {**FEW, "path_ratio": 1e-4, "lambdas": 40}
+    plain = scheme(**options).fit(model, groups, data)
+    weighed = scheme(**{**options, "weigh": "logits"}).fit(model, groups, data)
+    images = class_lasso.class_images(model, data, 12, 10, 0)[0].images
+    weights = stakes(model, images, ("3", "6", "10"))
+    most = max(weights.values())
+    for group, reader in (("0", "3"), ("3", "6"), ("6", "10")):
+        high = plain[group] > 0.05 * plain[group].max()  # entries of both paths, not what is left below them
+        ratio = weighed[group][high] / plain[group][high]
+        torch.testing.assert_close(ratio, torch.full_like(ratio, weights[reader] / most), rtol=0.12, atol=0)
+    assert max(weights.values()) > 1.3 * min(weights.values())  # else it would show nothing
+
+
+def test_stakes_are_what_the_logits_change_by_where_they_are_linear():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, groups=4), nn.Flatten(), nn.Linear(16, 2)).eval()
+    images = torch.randn(400, 4, 2, 2)  # channels and places that vary on their own
+    found = stakes(model, images, ("0", "2"))
+    with torch.no_grad():
+        maps = model[0](images)
+        logits = model(images)
+        without = model[2]((maps.mean((0, 2, 3), keepdim=True)).expand_as(maps).flatten(1))
+    change = float((logits - without).square().sum(1).mean())
+    assert found["0"] == pytest.approx(change, rel=0.15)
+    assert found["2"] == pytest.approx(float(logits.var(0, correction=0).sum()), rel=0.15)
+
+
+def test_a_network_whose_output_hangs_on_nothing_can_not_be_weighed(net, data):
+    model = net().eval()
+    with torch.no_grad():
+        model[10].weight.zero_()
+    with pytest.raises(SchemeError, match="is 0, expected a network whose output hangs on its layers"):
+        class_lasso.GramLasso.weighed(
+            SGLPIB(),
+            model,
+            calibration_of(data, 2),
+            (Fake("3"), Fake("6")),  # type: ignore[arg-type]
+        )
+
+
+class Fake:
+    def __init__(self, layer: str):
+        self.columns = self
+        self.layer = layer
