@@ -43,6 +43,7 @@ from tests.networks import (
     randomise,
     zeroed_consumers,
 )
+from tests.schemes.test_contract import QUICK
 from tests.training.fakes import make_data
 
 slow = pytest.mark.slow
@@ -527,11 +528,10 @@ def test_groups_of_another_network() -> None:
 def test_every_scheme_scores_norms_with_selects() -> None:
     torch.manual_seed(0)
     data = make_data(contrast=1.0)
-    options: dict[str, dict[str, Any]] = {"proximal-ns": {"epochs": 1, "l1": 1.0, "beta": 2.0}}
     for name in SCHEMES:
         model, _ = built("preactivation")
         groups = find_groups(model, data.example, channel_select=True)
-        scores = make_scheme(name, **options.get(name, {})).fit(model, groups, data)
+        scores = make_scheme(name, **QUICK[name]).fit(model, groups, data)
         assert {"a.0", "b.0", "norm"} <= set(scores), name
         plan = make_plan(model, groups, scores, data.example, max_macs_ratio=0.8)
         assert slim(model, plan)(data.example).shape == model(data.example).shape
