@@ -117,7 +117,7 @@ def _most_related(names: Sequence[str], related: Matrix) -> str:
 
 def _graph(names: Sequence[str], edges: Sequence[tuple[int, int, float]]) -> str:
     alone = [name for number, name in enumerate(names) if all(number not in edge[:2] for edge in edges)]
-    said = f"The graph ties {len(edges)} pairs of classes"
+    said = f"The graph ties {len(edges)} pair{'s' * (len(edges) != 1)} of classes"
     return f"{said}; {_listed(alone)} to none." if alone else f"{said}, and every class to another."
 
 
