@@ -3,15 +3,19 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from edgeprune.files import write_json
 from edgeprune.lasso import build_edges, build_tree
+from edgeprune.pipeline.device import write_reports
 from edgeprune.report import class_structure, report_html, report_markdown
 from edgeprune.report.classes import shorten
 from edgeprune.report.drawing import MOST_CLASSES, structure_html
-from tests.test_report import NASTY, SLIM, Page, golden, make_report
+from edgeprune.verdict import verdicts_to_json
+from tests.test_report import ALL_STATES, NASTY, SLIM, Page, golden, make_report
 
 NAMES = ["cat", "ship", "dog", "truck", '<frog> & "toad" | that has a long name']
 
@@ -189,3 +193,37 @@ def test_many_classes_stay_readable_and_small():
     html = report_html(report_of(facts_of("tree", [*names, "one more"])))
     assert "More than 40 classes are not drawn." in html
     assert "Most related: " in html
+
+
+def test_a_run_reports_what_its_scheme_has_found(tmp_path):
+    write_json(tmp_path / "measurement.json", SLIM.to_json())
+    write_json(tmp_path / "verdicts.json", verdicts_to_json(ALL_STATES))
+    facts = facts_of("graph") | {"certificate": 2.5e-7, "tolerance": 1e-6, "stopped_short": {}}
+    score = {
+        "scheme": "sglp-ib", "options": {"images": 200}, "zero_units": 0, "scored_units": 16, "frozen": {},
+        "scheme_facts": facts, "val_accuracy": 0.9, "test_accuracy": 0.9,
+    }  # fmt: skip
+    settings = SimpleNamespace(model="resnet20", data="digits", command=lambda folder: f"run {folder}")
+    run = SimpleNamespace(
+        path=tmp_path, settings=settings, file=lambda name: tmp_path / name,
+        facts=lambda stage: score if stage == "score" else {},
+    )  # fmt: skip
+
+    def reports() -> tuple[str, str]:
+        write_reports(SimpleNamespace(run=run))
+        return (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+
+    text, page = reports()
+    assert "## How layer2 relates the classes" in text
+    assert "Class graph of layer2" in page
+    gap = "| sglp-ib: largest duality gap of a solution, as a share of the objective at 0 | 2.5e-07 |"
+    assert gap in text
+    assert "| sglp-ib: images per class | 40 |" in text
+    assert "not solved so far" not in text
+    assert reports() == (text, page)  # equal runs, equal bytes
+
+    facts["stopped_short"] = {"layer1": 4e-5}
+    assert "| sglp-ib: not solved so far | layer1 (4.0e-05) |" in reports()[0]
+    score["scheme_facts"] = {}
+    text, page = reports()
+    assert "relates the classes" not in text + page

@@ -112,6 +112,10 @@ def story_of(context: Context) -> dict[str, object]:
         for key, value in score["scheme_facts"].items():
             if isinstance(value, (int, float, str)):
                 story[f"{score['scheme']}: {FACTS.get(key, key.replace('_', ' '))}"] = value
+        if short := score["scheme_facts"].get("stopped_short"):
+            story[f"{score['scheme']}: not solved so far"] = ", ".join(
+                f"{layer} ({gap:.1e})" for layer, gap in short.items()
+            )
         if score["frozen"]:
             story["frozen groups"] = "; ".join(
                 f"{name}: {reason}" for name, reason in score["frozen"].items()

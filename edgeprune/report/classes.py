@@ -103,7 +103,7 @@ def _matrix(about: Mapping[str, Any]) -> Matrix:
 
 def _leaves(links: Sequence[tuple[int, int, float]], count: int) -> tuple[int, ...]:
     """The classes from one end of the tree to the other."""
-    below = [(leaf,) for leaf in range(count)]
+    below: list[tuple[int, ...]] = [(leaf,) for leaf in range(count)]
     for left, right, _ in links:
         below.append(below[left] + below[right])
     return below[-1]
