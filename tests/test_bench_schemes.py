@@ -24,7 +24,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found = runpy.run_path(str(SCRIPTS / "bench_schemes"))
 
     def here(file: str, *words: str, threads: int, limit_s: float) -> dict[str, Any]:
-        assert (file, threads, limit_s) == (str(SCRIPTS / "bench_schemes"), 1, 1800)
+        assert (file, threads, limit_s) == (str(SCRIPTS / "bench_schemes"), 1, 900)
         monkeypatch.setattr(sys, "argv", [file, *words])
         out = io.StringIO()
         with redirect_stdout(out):
@@ -67,9 +67,10 @@ def test_measures_all_parts(script, weights, monkeypatch, capsys):
     assert found["most_above"] <= 1e-6
     assert found["most_below"] <= 1e-3  # of random weights, scikit-learn does not solve all
     assert found["ratio"] == theirs["s"] / ours["s"] > 0
-    text = script["described"](found, script["argparse"].Namespace(threads=1, min_ratio=0))
+    options = script["argparse"].Namespace(threads=1, min_ratio=0, images=20)
+    text = script["described"](found, options)
     assert "HSIC lasso of all 19 layers at 2 lambdas" in text
-    assert text.startswith("resnet20, weights weights.pt, digits: 20 images, 10 classes, 19 layers, ")
+    assert text.startswith("resnet20, weights weights.pt, digits: 20 images, 19 layers, ")
     torch.set_num_threads(threads)
 
 
@@ -78,7 +79,14 @@ def measured(script, monkeypatch):
     """All parts at once, without a network."""
     parts = {
         "sglp-ib": {"statistics_s": 1.0, "path_s": 2.0, "statistics_peak_bytes": 1e6, "path_peak_bytes": 2e6},
-        "ours": {"s": 1.0, "peak_bytes": 1e6, "grid": [0.1], "unsolved": 0, "objective": {"conv": [1.0]}},
+        "ours": {
+            "s": 1.0,
+            "peak_bytes": 1e6,
+            "grid": [0.1],
+            "unsolved": 0,
+            "objective": {"conv": [1.0]},
+            "units": {"conv": 16},
+        },
         "theirs": {"s": 25.0, "peak_bytes": 1e6, "unsolved": 0, "objective": {"conv": [1.0]}},
     }
     about = {"images": 20, "classes": 10, "layers": 1, "units": 16, "lambdas": 60, "largest_gap": 1e-7}
@@ -112,7 +120,7 @@ def test_slower_or_worse_than_scikit_learn_fails(
 
 
 @pytest.mark.parametrize(
-    ("ended", "said"), [({"crash": "MemoryError"}, "MemoryError"), ({"too_slow": 9.0}, "over 1800 s")]
+    ("ended", "said"), [({"crash": "MemoryError"}, "MemoryError"), ({"too_slow": 9.0}, "it took over 900 s")]
 )
 def test_a_part_that_does_not_end_is_named(ended, said, script, measured, weights, monkeypatch, capsys):
     measured["theirs"].clear()
@@ -142,3 +150,14 @@ def test_wrong_arguments_are_named(words, said, script, monkeypatch, capsys):
 def test_data_that_is_not_there(script, monkeypatch, capsys, tmp_path):
     assert run(script, monkeypatch, "resnet20", "--data", f"cifar10:{tmp_path}") == 2
     assert "could not measure: could not load the data set: " in capsys.readouterr().err
+
+
+def test_a_scheme_that_does_not_end_leaves_the_rest(script, measured, weights, monkeypatch, capsys):
+    measured["sglp-ib"].clear()
+    measured["sglp-ib"] |= {"crash": "MemoryError"}
+    measured["stlp-ib"] = {"too_slow": 9.0}
+    assert run(script, monkeypatch, "resnet20", "--weights", weights) == 3
+    text = capsys.readouterr().out
+    assert "sglp-ib: NOT MEASURED: MemoryError" in text
+    assert "stlp-ib: NOT MEASURED: it took over 900 s" in text
+    assert "25.0 times as fast" in text
