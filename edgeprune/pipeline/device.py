@@ -12,9 +12,15 @@ from edgeprune.errors import MeasurementError, RunError
 from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, bench, load_measurement
 from edgeprune.pipeline.context import Context
-from edgeprune.report import junit_xml, make_report, report_html, report_markdown
+from edgeprune.report import class_structure, junit_xml, make_report, report_html, report_markdown
 from edgeprune.target import Target
 from edgeprune.verdict import Verdict, gate, verdicts_from_json, verdicts_to_json
+
+FACTS = {
+    "certificate": "largest duality gap of a solution, as a share of the objective at 0",
+    "tolerance": "duality gap asked for",
+}
+"""Facts of schemes whose names do not say enough."""
 
 
 def identity_of_machine(context: Context) -> Any:
@@ -105,7 +111,11 @@ def story_of(context: Context) -> dict[str, object]:
         story["removable for free"] = f"{score['zero_units']} of {score['scored_units']} scored units"
         for key, value in score["scheme_facts"].items():
             if isinstance(value, (int, float, str)):
-                story[f"{score['scheme']}: {key.replace('_', ' ')}"] = value
+                story[f"{score['scheme']}: {FACTS.get(key, key.replace('_', ' '))}"] = value
+        if short := score["scheme_facts"].get("stopped_short"):
+            story[f"{score['scheme']}: not solved so far"] = ", ".join(
+                f"{layer} ({gap:.1e})" for layer, gap in short.items()
+            )
         if score["frozen"]:
             story["frozen groups"] = "; ".join(
                 f"{name}: {reason}" for name, reason in score["frozen"].items()
@@ -152,6 +162,7 @@ def write_reports(context: Context) -> dict[str, Any]:
         verdicts_of(context),
         command=run.settings.command(str(run.path)),
         extra=story_of(context),
+        classes=class_structure(run.facts("score").get("scheme_facts", {})),
     )
     write_text(run.file("report.md"), report_markdown(report))
     write_text(run.file("report.html"), report_html(report))

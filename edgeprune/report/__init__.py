@@ -3,6 +3,7 @@
 ``make_report`` decides what is said; the writers only lay it out.
 """
 
+from edgeprune.report.classes import ClassStructure, class_structure
 from edgeprune.report.content import Report, make_report, reasons
 from edgeprune.report.junit import junit_xml
 from edgeprune.report.markdown import report_markdown
@@ -10,7 +11,9 @@ from edgeprune.report.page import report_html
 from edgeprune.report.terminal import comparison_table, verdict_table
 
 __all__ = [
+    "ClassStructure",
     "Report",
+    "class_structure",
     "comparison_table",
     "junit_xml",
     "make_report",

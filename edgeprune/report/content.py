@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgeprune.measurement import Measurement
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.statistics import CONFIDENCE
 from edgeprune.units import format_quantity
 from edgeprune.verdict import Verdict, format_margin, format_measured
+
+if TYPE_CHECKING:
+    from edgeprune.report.classes import ClassStructure
 
 NONE = "-"
 
@@ -56,6 +60,7 @@ class Report:
         environment: What they were taken on.
         run: What else the caller wants said, e.g. scheme and data.
         samples_s: Latency of each timed run by network and process, in seconds.
+        classes: How the scheme relates the classes, if it does.
     """
 
     title: str
@@ -69,6 +74,7 @@ class Report:
     environment: Table
     run: Table
     samples_s: dict[str, tuple[tuple[float, ...], ...]]
+    classes: ClassStructure | None = None
 
 
 def make_report(
@@ -77,6 +83,7 @@ def make_report(
     *,
     command: str,
     extra: Mapping[str, object] | None = None,
+    classes: ClassStructure | None = None,
 ) -> Report:
     """Put together what a report says.
 
@@ -85,6 +92,7 @@ def make_report(
         verdicts: From the gate.
         command: The command that does it again.
         extra: More facts of the run by name, e.g. ``{"scheme": "proximal-ns"}``.
+        classes: From `class_structure`.
     """
     dense = measurement.baseline
     samples = {} if dense is None else {"dense": dense.latency_samples_s}
@@ -101,6 +109,7 @@ def make_report(
         environment=_facts(measurement.environment),
         run=_facts(extra or {}),
         samples_s={**samples, "slim" if dense else "network": measurement.latency_samples_s},
+        classes=classes,
     )
 
 

@@ -19,6 +19,8 @@ def report_markdown(report: Report) -> str:
     if report.notes:
         parts += ["## Notes", _list(report.notes)]
     parts += ["## How it was measured", _list(report.method), _code(report.command)]
+    if report.classes:
+        parts += [f"## {_inline(report.classes.title)}", _list(report.classes.lines)]
     for title, table in (("Run", report.run), ("Environment", report.environment)):
         if table.rows:
             parts += [f"## {title}", _table(table)]

@@ -7,16 +7,19 @@ from html import escape
 
 import numpy as np
 
+from edgeprune.report import drawing
 from edgeprune.report.content import Report, Table, printable, reasons, verdict_rows
 from edgeprune.units import format_quantity
 from edgeprune.verdict import exit_code
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #60646c; --line: #d9dce1; --paper: #ffffff;
-  --panel: #f5f6f8; --dense: #8d4a00; --slim: #0b62a8; --good: #14713d; --bad: #b3261e; --open: #7a5900; }
+  --panel: #f5f6f8; --dense: #8d4a00; --slim: #0b62a8; --good: #14713d; --bad: #b3261e; --open: #7a5900;
+  --alike: #e8892f; --unlike: #4c9be8; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --soft: #a0a6ae; --line: #363b42; --paper: #15181b; --panel: #1e2226;
-    --dense: #f0a35e; --slim: #6cb6ff; --good: #63cf8e; --bad: #ff8f86; --open: #e6c15c; } }
+    --dense: #f0a35e; --slim: #6cb6ff; --good: #63cf8e; --bad: #ff8f86; --open: #e6c15c;
+    --alike: #a85a06; --unlike: #1c63a8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 60rem; padding: 1.5rem 1rem 3rem; font: 1rem/1.5 system-ui, sans-serif;
   color: var(--ink); background: var(--paper); }
@@ -89,13 +92,16 @@ def report_html(report: Report) -> str:
         parts += ["<h2>Notes</h2>", _list(report.notes)]
     parts += ["<h2>How it was measured</h2>", _list(report.method)]
     parts.append(f"<pre>{_text(report.command, keep=chr(10))}</pre>")
+    if report.classes:
+        parts += [f"<h2>{_text(report.classes.title)}</h2>", drawing.structure_html(report.classes)]
     for title, table in (("Run", report.run), ("Environment", report.environment)):
         if table.rows:
             parts += [f"<h2>{title}</h2>", _table(table, "facts")]
+    style = _STYLE + (drawing.STYLE if report.classes else "")
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{_text(report.title)}</title>\n<style>{_STYLE}</style>"
+        f"<title>{_text(report.title)}</title>\n<style>{style}</style>"
     )
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'

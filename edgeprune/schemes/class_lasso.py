@@ -88,6 +88,7 @@ class GramLasso(ABC):
         found = self.weighed(model, calibration, tuple(grams))
         entries = enter(found, self.pose, self.penalty, self.lambdas, self.path_ratio)
         scores = scores_of(found, entries.entry)
+        order = [name for name, _ in model.named_modules(remove_duplicate=False)]
         layers = {
             layer.columns.layer: {
                 "units": len(layer.columns.units),
@@ -95,7 +96,7 @@ class GramLasso(ABC):
                 "certificate": entries.gap[layer.columns.layer],
                 **self.structure(layer),
             }
-            for layer in found
+            for layer in sorted(found, key=lambda layer: order.index(layer.columns.layer))
         }
         facts = {
             "options": asdict(self),

@@ -1,0 +1,229 @@
+"""How the report shows what a scheme found about the classes; see test_report.py on golden files."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgeprune.files import write_json
+from edgeprune.lasso import build_edges, build_tree
+from edgeprune.pipeline.device import write_reports
+from edgeprune.report import class_structure, report_html, report_markdown
+from edgeprune.report.classes import shorten
+from edgeprune.report.drawing import MOST_CLASSES, structure_html
+from edgeprune.verdict import verdicts_to_json
+from tests.test_report import ALL_STATES, NASTY, SLIM, Page, golden, make_report
+
+NAMES = ["cat", "ship", "dog", "truck", '<frog> & "toad" | that has a long name']
+
+
+def layer_facts(related: np.ndarray, kind: str) -> dict[str, object]:
+    """As `SGLPIB` and `STLPIB` keep them of a layer."""
+    facts: dict[str, object] = {"certificate": 1e-7, "relatedness": related.tolist()}
+    edges = build_edges(related)
+    if kind == "graph":
+        facts["edges"] = [[*pair, weight] for pair, weight in zip(edges.pairs, edges.weights, strict=True)]
+    return {**facts, "linkage": build_tree(related).linkage.round(6).tolist()}
+
+
+def matrix(count: int, seed: int) -> np.ndarray:
+    """Cosines; the second class is like the fourth, the first like the third."""
+    means = np.random.default_rng(seed).standard_normal((count, 12))
+    if count > 3:
+        means[2], means[3] = means[0] + 0.5 * means[2], means[1] + 0.6 * means[3]
+    means -= means.mean(0)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return np.round(means @ means.T, 4)
+
+
+def facts_of(kind: str, names: list[str] = NAMES, layers: int = 3) -> dict[str, object]:
+    """As they stand in run.json."""
+    facts = {
+        "classes": names,
+        "images_per_class": 40,
+        "joined_classes": {"cat and 1 more": ["cat", NASTY]},
+        "layers": {f"layer{n}": layer_facts(matrix(len(names), n), kind) for n in range(layers)},
+    }
+    return json.loads(json.dumps(facts))
+
+
+def report_of(facts):
+    return make_report(SLIM, (), command="edgeprune run", classes=class_structure(facts))
+
+
+@pytest.mark.parametrize("kind", ["tree", "graph"])
+def test_golden(kind):
+    structure = class_structure(facts_of(kind))
+    text = report_markdown(report_of(facts_of(kind)))
+    golden(f"classes_{kind}.md", text[text.index("## How layer2") : text.index("\n## Environment")])
+    golden(f"classes_{kind}.html", structure_html(structure).replace("</figure>", "</figure>\n"))
+
+
+def test_the_last_layer_is_shown_and_some_before_it():
+    structure = class_structure(facts_of("tree", layers=20))
+    assert structure.layer == "layer19"
+    assert list(structure.before) == ["layer0", "layer4", "layer7", "layer11", "layer14", "layer18"]
+    assert list(class_structure(facts_of("tree", layers=3)).before) == ["layer0", "layer1"]
+    assert class_structure(facts_of("tree", layers=1)).before == {}
+    assert "Layers before" not in report_html(report_of(facts_of("tree", layers=1)))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"certificate": 1e-7, "images": 100, "layers": {"conv": {"units": 3, "certificate": 1e-7}}},
+        {"classes": NAMES},
+        {"classes": ["one"], "layers": {"conv": {"relatedness": [[1.0]], "linkage": []}}},
+    ],
+)
+def test_a_scheme_without_class_structure_has_no_such_section(facts):
+    assert class_structure(facts) is None
+    assert "relates the classes" not in report_markdown(report_of(facts))
+    html = report_html(report_of(facts))
+    assert "relates the classes" not in html
+    assert "depths" not in html
+    assert "relates the classes" in report_html(report_of(facts_of("tree")))  # the control
+
+
+def drawings(facts) -> list[ET.Element]:
+    """The drawings of the section; they are well-formed XML."""
+    html = structure_html(class_structure(facts))
+    return [ET.fromstring(text) for text in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+
+
+def texts(svg: ET.Element) -> list[str]:
+    return ["".join(text.itertext()) for text in svg.iter("text")]
+
+
+@pytest.mark.parametrize("kind", ["tree", "graph"])
+def test_every_pair_of_classes_is_a_cell_with_its_number(kind):
+    facts = facts_of(kind)
+    heat, *_ = drawings(facts)
+    related = np.array(facts["layers"]["layer2"]["relatedness"])
+    order = class_structure(facts).order
+    assert sorted(order) == list(range(5))
+    shown = [float(text) for text in texts(heat) if re.fullmatch(r"-?\d\.\d\d", text)]
+    wanted = [related[order[row], order[column]] for row in range(5) for column in range(row)]
+    assert np.allclose(shown, wanted, atol=0.0051)
+    cells = "".join(path.get("d") for group in heat.iter("g") for path in group)
+    assert cells.count("z") == 10
+    for path in heat.find("g"):
+        strong = float(path.get("fill-opacity", 0))
+        assert (path.get("class") == "even") == (strong == 0)
+    assert "-0.00" not in texts(heat)
+
+
+def test_the_tree_is_that_of_the_linkage():
+    facts = facts_of("tree")
+    _, _, tree, *_ = drawings(facts)
+    links = np.array(facts["layers"]["layer2"]["linkage"])
+    (path,) = tree.iter("path")
+    joints = [float(x) for x in re.findall(r"H([\d.]+)V", path.get("d"))]
+    assert len(joints) == 4
+    x0, x1 = 104, 424  # of height 0 and of the root
+    assert np.allclose(joints, x0 + links[:, 2] / links[-1, 2] * (x1 - x0), atol=0.06)
+    assert "edges" not in structure_html(class_structure(facts)).split("</style>")[-1]
+
+
+def test_the_graph_has_an_arc_and_a_frame_for_each_edge():
+    facts = facts_of("graph")
+    heat, _, graph, *_ = drawings(facts)
+    edges = facts["layers"]["layer2"]["edges"]
+    widths = sorted(float(path.get("stroke-width")) for path in graph.find("g"))
+    assert widths == sorted(round(0.75 + 5 * edge[2], 1) for edge in edges)
+    frames = next(path for path in heat.iter("path") if path.get("class") == "edges")
+    assert frames.get("d").count("z") == len(edges) > 0
+
+
+def test_classes_that_no_edge_ties_are_named():
+    facts = facts_of("graph")
+    facts["layers"]["layer2"]["edges"] = [[0, 2, 0.5]]
+    assert "ties 1 pair of classes; ship, truck, " in class_structure(facts).lines[1]
+    facts["layers"]["layer2"]["edges"] = []
+    assert len(drawings(facts)) == 5
+
+
+def test_classes_that_cannot_be_told_apart():
+    related = np.ones((3, 3))
+    facts = {"classes": ["a", "b", "c"], "layers": {"fc": layer_facts(related, "tree")}}
+    assert "NaN" not in structure_html(class_structure(facts)).replace("nan", "NaN")
+    assert "(1.00)" in class_structure(facts).lines[1]
+
+
+@pytest.mark.parametrize("kind", ["tree", "graph"])
+def test_names_are_escaped_and_cut_off_visibly(kind):
+    facts = facts_of(kind, [NASTY, *NAMES[1:]])
+    html = report_html(report_of(facts))
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<frog" not in html
+    assert not set(html) & {"\x1b", "\x00"}
+    assert not [name for _, attrs in page.tags for name in attrs if name in ("style", "href", "src")]
+    assert "…" in page.text
+    for svg in drawings(facts)[::2][:2]:
+        names = [text for text in texts(svg) if "frog" in text]
+        (title,) = [
+            text.find("title").text for text in svg.iter("text") if "frog" in "".join(text.itertext())
+        ]
+        assert names == [f'{title}<frog> & "toa…']
+    table_free = report_markdown(report_of(facts)).split("## How layer2")[1]
+    assert "<" not in table_free.replace("&lt;", "")
+    assert class_structure(facts).lines[-1].startswith("Joined as cat and 1 more: cat, a|b <script>")
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("ship", "ship"), ("a" * 24, "a" * 24), ("a" * 25, "a" * 23 + "…"), ("a\nb\x00", "a b"), ("\x1b", "?")],
+)
+def test_shorten(name, short):
+    assert shorten(name) == short
+
+
+def test_many_classes_stay_readable_and_small():
+    names = [f"class number {n}" for n in range(MOST_CLASSES)]
+    html = report_html(report_of(facts_of("tree", names, layers=9)))
+    assert 30_000 < len(html) < 300_000
+    heat, _, tree, *_ = drawings(facts_of("tree", names))
+    assert texts(heat) == []
+    assert len(texts(tree)) > MOST_CLASSES
+    html = report_html(report_of(facts_of("tree", [*names, "one more"])))
+    assert "More than 40 classes are not drawn." in html
+    assert "Most related: " in html
+
+
+def test_a_run_reports_what_its_scheme_has_found(tmp_path):
+    write_json(tmp_path / "measurement.json", SLIM.to_json())
+    write_json(tmp_path / "verdicts.json", verdicts_to_json(ALL_STATES))
+    facts = facts_of("graph") | {"certificate": 2.5e-7, "tolerance": 1e-6, "stopped_short": {}}
+    score = {
+        "scheme": "sglp-ib", "options": {"images": 200}, "zero_units": 0, "scored_units": 16, "frozen": {},
+        "scheme_facts": facts, "val_accuracy": 0.9, "test_accuracy": 0.9,
+    }  # fmt: skip
+    settings = SimpleNamespace(model="resnet20", data="digits", command=lambda folder: f"run {folder}")
+    run = SimpleNamespace(
+        path=tmp_path, settings=settings, file=lambda name: tmp_path / name,
+        facts=lambda stage: score if stage == "score" else {},
+    )  # fmt: skip
+
+    def reports() -> tuple[str, str]:
+        write_reports(SimpleNamespace(run=run))
+        return (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+
+    text, page = reports()
+    assert "## How layer2 relates the classes" in text
+    assert "Class graph of layer2" in page
+    gap = "| sglp-ib: largest duality gap of a solution, as a share of the objective at 0 | 2.5e-07 |"
+    assert gap in text
+    assert "| sglp-ib: images per class | 40 |" in text
+    assert "not solved so far" not in text
+    assert reports() == (text, page)  # equal runs, equal bytes
+
+    facts["stopped_short"] = {"layer1": 4e-5}
+    assert "| sglp-ib: not solved so far | layer1 (4.0e-05) |" in reports()[0]
+    score["scheme_facts"] = {}
+    text, page = reports()
+    assert "relates the classes" not in text + page
