@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from edgeprune.errors import RunError, UsageError
 from edgeprune.files import TEMPORARY
 from edgeprune.pipeline import COMMANDS, STAGES, Settings
+from edgeprune.pipeline.device import refit_story
 from edgeprune.pipeline.folder import RunFolder, is_run_folder, new_run, open_run
 from tests.conftest import RUN, edgeprune
 
@@ -94,10 +97,38 @@ def test_stages_alone_take_their_settings_from_the_folder(workplace: Path) -> No
     )  # fmt: skip
     facts = json.loads(pruned.stdout)["stages"]
     assert facts["plan"]["slim_params"] <= 0.6 * facts["plan"]["dense_params"]
+    # A cut of half the weights by a threshold is made up for in part; both files are there.
+    done = facts["refit"]["refit"]
+    assert done["kept"] != "nothing"
+    assert done["errors"][done["kept"]] < done["errors"]["nothing"]
+    before, after = (load_file(workplace / "run" / f"{name}.safetensors") for name in ("pruned", "refitted"))
+    assert not all(torch.equal(a, b) for a, b in zip(before.values(), after.values(), strict=True))
+    plain = edgeprune("prune", "--no-refit", "--out", "run", "--json", cwd=workplace)
+    assert json.loads(plain.stdout)["stages"]["refit"] == {}
+    assert plain.stderr.count("skipped") == 3
+    after = load_file(workplace / "run" / "refitted.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values(), strict=True))
     assert edgeprune("finetune", "--epochs", "1", "--out", "run", cwd=workplace).returncode == 0
     exported = edgeprune("export", "--dynamic-batch", "--out", "run", cwd=workplace)
     assert exported.returncode == 0, exported.stderr
     assert json.loads((workplace / "run" / "slim.onnx.json").read_text())["input_shape"][0] == -1
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        ("weights", "new weights (1 of 2 layers); on held-out images the outputs differ"),
+        ("norms", "new norms; on"),
+        ("nothing", "the weights stay as they were; on held-out"),
+    ],
+)
+def test_the_report_says_what_a_refit_has_done(kept: str, text: str) -> None:
+    changed = kept == "weights"
+    layers = [{"ridge": 0.1 if changed else None}, {"ridge": None}]
+    story = refit_story({"kept": kept, "errors": {"nothing": 0.5, kept: 0.25}, "layers": layers})
+    assert story.startswith(text)
+    assert "by 25.00 % of their variance (" in story
+    assert ("(50.00 % without refit)" in story) is (kept != "nothing")
 
 
 def test_settings_make_the_command_that_makes_them() -> None:

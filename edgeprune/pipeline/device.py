@@ -147,10 +147,14 @@ def refit_story(done: dict[str, Any]) -> str:
     """One line on a refit."""
     errors, layers = done["errors"], done["layers"]
     changed = sum(layer["ridge"] is not None for layer in layers)
+    if done["kept"] == "nothing":
+        what = "the weights stay as they were"
+    else:
+        what = f"new {done['kept']}" + (f" ({changed} of {len(layers)} layers)" if changed else "")
+    now, before = (f"{errors[name] * 100:.2f} %" for name in (done["kept"], "nothing"))
     return (
-        f"kept {done['kept']}; {changed} of {len(layers)} layers changed; the outputs differ from the dense"
-        f" network's by {errors[done['kept']] * 100:.2f} % of their variance on held-out images"
-        f" ({errors['nothing'] * 100:.2f} % before)"
+        f"{what}; on held-out images the outputs differ from those of the network before slimming by {now} of"
+        f" their variance ({before} without refit)"
     )
 
 
