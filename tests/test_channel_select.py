@@ -403,7 +403,8 @@ def test_save_and_load(tmp_path: Path) -> None:
         assert torch.equal(loaded(image), small(image))
 
 
-@pytest.mark.parametrize("dynamic_batch", [False, pytest.param(True, marks=slow)])
+@slow
+@pytest.mark.parametrize("dynamic_batch", [False, True])
 def test_one_gather_per_select_in_onnx(tmp_path: Path, dynamic_batch: bool) -> None:
     class Network(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

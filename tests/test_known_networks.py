@@ -26,7 +26,7 @@ slow = pytest.mark.slow
 KNOWN = [
     pytest.param("resnet20", 32, 10, 2),
     pytest.param("vgg16", 32, 13, 0),
-    pytest.param("densenet40", 32, 39, 0),
+    pytest.param("densenet40", 32, 39, 0, marks=slow),
     pytest.param("mobilenet-v2", 32, 25, 0),
     pytest.param("resnet164", 32, 112, 0, marks=slow),
     pytest.param("torchvision:resnet18", 64, 12, 0, marks=slow),
@@ -70,7 +70,9 @@ def test_half_width(name: str, size: int, free: int, frozen: int) -> None:
         assert small(torch.randn(3, 3, size, size)).shape == model(torch.randn(3, 3, size, size)).shape
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg16", "densenet40", "mobilenet-v2"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "vgg16", pytest.param("densenet40", marks=slow), "mobilenet-v2"]
+)
 def test_closed_channels_go_without_a_change(name: str) -> None:
     """As after proximal network slimming: many gammas are 0, and the function stays to the last digit."""
     model, example, groups = known(name, 32)

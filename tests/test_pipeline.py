@@ -19,7 +19,7 @@ from edgeprune.files import TEMPORARY
 from edgeprune.pipeline import COMMANDS, STAGES, Settings
 from edgeprune.pipeline.device import refit_story
 from edgeprune.pipeline.folder import RunFolder, is_run_folder, new_run, open_run
-from tests.conftest import RUN, edgeprune
+from tests.conftest import RUN, edgeprune, run
 
 HASHED = (
     "dense.safetensors", "scores.npz", "sparse.safetensors", "plan.json", "pruned.safetensors",
@@ -84,34 +84,37 @@ def test_a_run_that_is_killed_at_every_stage_ends_with_the_same_files(
     assert again.stderr.count("skipped") == len(STAGES) - 1
 
 
-def test_stages_alone_take_their_settings_from_the_folder(workplace: Path) -> None:
-    first = edgeprune("train", *RUN[:6], "--out", "run", cwd=workplace)
-    assert first.returncode == 0, first.stderr
-    early = edgeprune("export", "--out", "run", cwd=workplace)
-    assert early.returncode == 2
-    assert "edgeprune finetune --out run" in early.stderr.replace("\n", " ")
-    pruned = edgeprune(
-        "prune", "--scheme", "magnitude", "--max-params-ratio", "0.6", "--target", "test.toml",
-        "--out", "run", "--json",
-        cwd=workplace,
-    )  # fmt: skip
-    facts = json.loads(pruned.stdout)["stages"]
+def test_stages_alone_take_their_settings_from_the_folder(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: what differs from a process of its own is the time that the imports take."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "path", [str(workplace), *sys.path])
+    monkeypatch.delitem(sys.modules, "tiny", raising=False)
+    assert run(capsys, "train", *RUN[:6], "--out", "run")[0] == 0
+    code, _, early = run(capsys, "export", "--out", "run")
+    assert code == 2
+    assert "edgeprune finetune --out run" in early.replace("\n", " ")
+    prune = ["prune", "--scheme", "magnitude", "--max-params-ratio", "0.6", "--target", "test.toml"]
+    _, out, _ = run(capsys, *prune, "--out", "run", "--json")
+    facts = json.loads(out)["stages"]
     assert facts["plan"]["slim_params"] <= 0.6 * facts["plan"]["dense_params"]
-    # A cut of half the weights by a threshold is made up for in part; both files are there.
+    # What a threshold on magnitudes cuts is made up for in part; both files are there.
     done = facts["refit"]["refit"]
     assert done["kept"] != "nothing"
     assert done["errors"][done["kept"]] < done["errors"]["nothing"]
     before, after = (load_file(workplace / "run" / f"{name}.safetensors") for name in ("pruned", "refitted"))
     assert not all(torch.equal(a, b) for a, b in zip(before.values(), after.values(), strict=True))
-    plain = edgeprune("prune", "--no-refit", "--out", "run", "--json", cwd=workplace)
-    assert json.loads(plain.stdout)["stages"]["refit"] == {}
-    assert plain.stderr.count("skipped") == 3
+    _, out, err = run(capsys, "prune", "--no-refit", "--out", "run", "--json")
+    assert json.loads(out)["stages"]["refit"] == {}
+    assert err.count("skipped") == 3
     after = load_file(workplace / "run" / "refitted.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values(), strict=True))
-    assert edgeprune("finetune", "--epochs", "1", "--out", "run", cwd=workplace).returncode == 0
-    exported = edgeprune("export", "--dynamic-batch", "--out", "run", cwd=workplace)
-    assert exported.returncode == 0, exported.stderr
+    assert run(capsys, "finetune", "--epochs", "1", "--out", "run")[0] == 0
+    assert run(capsys, "export", "--dynamic-batch", "--out", "run")[0] == 0
     assert json.loads((workplace / "run" / "slim.onnx.json").read_text())["input_shape"][0] == -1
+    monkeypatch.delitem(sys.modules, "tiny", raising=False)
 
 
 @pytest.mark.parametrize(
