@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -14,7 +15,7 @@ from edgeprune.channels import ChannelGroup
 from edgeprune.cutting import device_of, first_line
 from edgeprune.data import Data
 from edgeprune.data.splits import seeded
-from edgeprune.errors import DataError, ModelError, SchemeError
+from edgeprune.errors import DataError, EdgepruneError, ModelError, SchemeError
 from edgeprune.training.evaluation import mode
 
 PROBLEM = "could not calibrate"
@@ -233,14 +234,26 @@ def observe(model: nn.Module, images: Tensor, visitors: Mapping[str, Visitor], *
         return visit
 
     hooks = [modules[name].register_forward_hook(hook(name, visitor)) for name, visitor in visitors.items()]
-    device = device_of(model)
     try:
         with mode(model, False), torch.no_grad():
             for part in torch.split(images, batch):
                 size = len(part)
-                model(part.to(device))
-    except (SchemeError, torch.OutOfMemoryError):
-        raise
+                outputs_on(model, part.to(device_of(model)))
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def outputs_on(model: nn.Module, images: Tensor) -> Any:
+    """What a network returns; images (N, C, H, W) are on its device.
+
+    Raises:
+        ModelError: It does not run.
+    """
+    try:
+        return model(images)
+    except (EdgepruneError, torch.OutOfMemoryError):
+        raise  # a visitor's own
     except Exception as reason:  # the forward pass is the user's: it may raise anything
         raise ModelError(
             PROBLEM,
@@ -248,9 +261,23 @@ def observe(model: nn.Module, images: Tensor, visitors: Mapping[str, Visitor], *
             value=f"failing ({first_line(reason)})",
             expected="a network for this data",
         ) from reason
-    finally:
-        for handle in hooks:
-            handle.remove()
+
+
+def logits_on(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits (N, classes) that a network returns.
+
+    Raises:
+        ModelError: It does not run, or returns something else.
+    """
+    logits = outputs_on(model, images)
+    if not isinstance(logits, Tensor) or logits.ndim == 0 or len(logits) != len(images):
+        raise ModelError(
+            PROBLEM,
+            where="the network's output",
+            value=f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__,
+            expected=f"one tensor of logits for each of {len(images)} images",
+        )
+    return logits
 
 
 def maps_of(layer: nn.Module, tensor: Tensor, images: int) -> Tensor:

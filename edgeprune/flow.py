@@ -198,7 +198,8 @@ def product_of_module(layer: nn.Module) -> Product:
         pairs = same if layer.padding == "same" else ((0, 0),) * len(layer.kernel_size)
     else:
         pairs = tuple((int(size), int(size)) for size in layer.padding)
-    return Product(layer.weight, layer.stride, pairs, layer.dilation, layer.groups)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return Product(layer.weight, layer.stride, pairs, layer.dilation, layer.groups, mode)
 
 
 def operand(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -19,9 +19,10 @@ class Product:
     Attributes:
         weight: (C_out, columns, *kernel), or (C_out, columns) of a linear layer.
         stride: Per spatial axis; of a linear layer all of these are empty.
-        padding: (before, after) per spatial axis, of zeros.
+        padding: (before, after) per spatial axis.
         dilation: Per spatial axis.
         groups: Convolution groups.
+        mode: What is padded with, as in ``torch.nn.functional.pad``.
     """
 
     weight: Tensor
@@ -29,6 +30,7 @@ class Product:
     padding: tuple[tuple[int, int], ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    mode: str = "constant"
 
     @property
     def rows(self) -> Tensor:
@@ -49,7 +51,7 @@ class Product:
         if not self.stride:
             return received[images, :, places].flatten(0, 1)[None]
         padding = [size for pair in reversed(self.padding) for size in pair]
-        windows = F.pad(received, padding) if any(padding) else received
+        windows = F.pad(received, padding, self.mode) if any(padding) else received
         sizes = self.weight.shape[2:]
         for axis, (size, step, gap) in enumerate(zip(sizes, self.stride, self.dilation, strict=True), 2):
             windows = windows.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]

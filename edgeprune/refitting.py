@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -264,9 +265,9 @@ class Fitting(Steps):
         importance = scale.square().reshape(layer.groups, -1)
 
         def lacks(weight: Tensor, bias: Tensor) -> float:
-            return float((checked.error(weight, bias) * importance).sum()) / max(variance * share, tiny)
+            error = float((checked.error(weight, bias) * importance).sum())
+            return share_of(error, variance * float(self.held.double().mean()))
 
-        share, tiny = float(self.held.double().mean()), torch.finfo(torch.float64).tiny
         nothing = torch.zeros_like(layer.rows, dtype=torch.float64), torch.zeros_like(fitted.r)
         before = lacks(*nothing)
         best: tuple[float, float | None, tuple[Tensor, Tensor]] = (before, None, nothing)
@@ -324,8 +325,13 @@ def outputs_lack(model: nn.Module, pictures: Tensor, wanted: Tensor, held: Tenso
     theirs = wanted[held].double().flatten(1)
     found = (model(pictures[held]).double().flatten(1) - theirs).square().sum()
     variance = (theirs - theirs.mean(0)).square().sum()
-    error = float(found / variance.clamp(min=torch.finfo(torch.float64).tiny))
-    return error if math.isfinite(error) else math.inf
+    return share_of(float(found), float(variance))
+
+
+def share_of(error: float, variance: float) -> float:
+    """Their ratio; the largest number there is, which JSON knows, where it would be none."""
+    share = error / max(variance, sys.float_info.min)
+    return share if math.isfinite(share) else sys.float_info.max
 
 
 def copy_of(model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ LAYERS = {
     "grouped": (nn.Conv2d(4, 6, 3, groups=2), (4, 6, 6)),
     "depthwise": (nn.Conv2d(4, 8, 3, padding=1, groups=4), (4, 6, 6)),
     "same": (nn.Conv2d(4, 6, (3, 5), dilation=(1, 2), padding="same"), (4, 9, 9)),
+    "reflecting": (nn.Conv2d(4, 6, 3, padding=(2, 1), padding_mode="reflect"), (4, 6, 5)),
+    "circular": (nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), (4, 7)),
     "valid": (nn.Conv2d(4, 6, 3, padding="valid"), (4, 5, 5)),
     "1-D": (nn.Conv1d(4, 6, 3, padding=1, stride=2), (4, 9)),
     "3-D": (nn.Conv3d(4, 6, (1, 2, 3), padding=(0, 1, 1)), (4, 3, 4, 5)),

@@ -103,7 +103,7 @@ def story_of(context: Context) -> dict[str, object]:
     """What happened on the way from the dense to the slim network, for the report."""
     run = context.run
     train, score, plan, slim = (run.facts(name) for name in ("train", "score", "plan", "slim"))
-    finetune = run.facts("finetune")
+    refit, finetune = run.facts("refit"), run.facts("finetune")
     story: dict[str, object] = {"network": run.settings.model, "data": run.settings.data}
     if score:
         options = ", ".join(f"{key} {value}" for key, value in score["options"].items())
@@ -127,14 +127,14 @@ def story_of(context: Context) -> dict[str, object]:
         ("dense", train),
         ("after the scheme", score),
         ("straight after slimming", slim),
-        ("after refitting", run.facts("refit")),
+        ("after refitting", refit),
         ("after fine-tuning", finetune),
     ):
         if facts:
             story[f"accuracy {text} (torch)"] = (
                 f"validation {facts['val_accuracy'] * 100:.2f} %, test {facts['test_accuracy'] * 100:.2f} %"
             )
-    if "refit" in (refit := run.facts("refit")):
+    if refit:
         story["refit"] = refit_story(refit["refit"])
     if slim:
         story["test images that slimming classifies as before"] = f"{slim['same_predictions'] * 100:.2f} %"

@@ -77,7 +77,12 @@ class OBS:
         checkpoint: Path | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Scores:
-        """Score the units of every group that a convolution or linear layer reads."""
+        """Score the units of every group that a convolution or linear layer reads; not a transposed one.
+
+        Raises:
+            SchemeError: What a layer receives, returns or passes on to the logits is not finite.
+            DataError: The calibration split has too few images of a class.
+        """
         del checkpoint, on_progress
         calibration = calibration_of(data, max(1, self.images // len(data.classes)))
         readers = {group.name: readers_of(model, group) for group in movable(groups)}
@@ -94,12 +99,16 @@ class OBS:
                 Removal(reader, product_of_module(layers[reader.layer]), moments[reader.layer],
                         weights[reader.layer], self.ridge)
                 for reader in readers[group.name]
-                if reader.layer in layers
+                if reader.layer in moments
             ]  # fmt: skip
             if parts:
                 scores[group.name] = greedy(group.size, parts) / costs[group.name]
-        left_out = [group.name for group in movable(groups) if group.name not in scores]
-        facts = {"options": asdict(self), "images": len(calibration), "without_score": left_out}
+        facts = {
+            "options": asdict(self),
+            "images": len(calibration),
+            "readers_left_out": sorted({r.layer for found in readers.values() for r in found} - set(moments)),
+            "without_score": [group.name for group in movable(groups) if group.name not in scores],
+        }
         return Scores(scores, facts=facts)
 
     def _moments(

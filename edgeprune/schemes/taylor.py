@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from edgeprune.calibration import BATCH, calibration_of, readers_of
+from edgeprune.calibration import BATCH, calibration_of, logits_on, readers_of
 from edgeprune.channels import ChannelGroup
 from edgeprune.cutting import device_of
 from edgeprune.data import Data
@@ -104,7 +104,7 @@ class Taylor:
 def _slopes(model: nn.Module, images: Tensor, labels: Tensor, layers: list[str]) -> dict[str, Tensor]:
     """By layer, the derivative of each image's loss by a factor at each input channel (N, C_in)."""
     with mode(model, False), torch.enable_grad(), _factors(model, layers, len(images)) as factors:
-        loss = nn.functional.cross_entropy(model(images), labels, reduction="sum")
+        loss = nn.functional.cross_entropy(logits_on(model, images), labels, reduction="sum")
         used = {name: factor for name, factor in factors.items() if factor is not None}
         found = torch.autograd.grad(loss, list(used.values()), materialize_grads=True)
     return dict(zip(used, found, strict=True))

@@ -33,7 +33,8 @@ def their_objective(a: np.ndarray, b: np.ndarray, structure: Tree | Edges, lam: 
     return float(cp.Problem(cp.Minimize(loss + lam * omega)).solve(solver=cp.CLARABEL))
 
 
-def compare(kind: str, shape: tuple[int, int], layers: int) -> None:
+def objectives(kind: str, shape: tuple[int, int], layers: int) -> tuple[list[float], list[float]]:
+    """Ours and theirs."""
     p, classes = shape
     a, b = rows_of(layers, classes, p, seed=p)
     problem = problem_of(a, b)
@@ -43,19 +44,23 @@ def compare(kind: str, shape: tuple[int, int], layers: int) -> None:
     lam = shares * lambda_max(problem, penalty)
     ours = solve(problem, penalty, lam)
     assert ours.converged.all()
-    for layer in range(layers):
-        theirs = their_objective(a[layer].numpy(), b[layer].numpy(), structures[layer], lam[layer].item())
-        assert ours.objective[layer].item() == pytest.approx(theirs, rel=1e-5)
+    theirs = [
+        their_objective(a[layer].numpy(), b[layer].numpy(), structures[layer], lam[layer].item())
+        for layer in range(layers)
+    ]
+    return ours.objective.tolist(), theirs
 
 
 @pytest.mark.parametrize(("shape", "layers"), FEW)
 @pytest.mark.parametrize("kind", ["tree", "graph"])
 def test_objectives_are_cvxpys(kind: str, shape: tuple[int, int], layers: int) -> None:
-    compare(kind, shape, layers)
+    ours, theirs = objectives(kind, shape, layers)
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("shape", "layers"), ALL)
 @pytest.mark.parametrize("kind", ["tree", "graph"])
 def test_fifty_objectives_are_cvxpys(kind: str, shape: tuple[int, int], layers: int) -> None:
-    compare(kind, shape, layers)
+    ours, theirs = objectives(kind, shape, layers)
+    assert ours == pytest.approx(theirs, rel=1e-5)
