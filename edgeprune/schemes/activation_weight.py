@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -13,13 +11,13 @@ from torch import Tensor, nn
 from edgeprune.calibration import Reader, Visitor, calibration_of, observe, readers_of
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
-from edgeprune.schemes.options import check_options, option
+from edgeprune.schemes.looking import LookingScheme
+from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable
-from edgeprune.training import Progress
 
 
 @dataclass(frozen=True)
-class ActivationWeight:
+class ActivationWeight(LookingScheme):
     """Score of a unit: the size of what it sends into the layers that read it.
 
     ``s_u = max_l sum_{channels j of u} a_lj ||W_l[:, j]||_2 / m_l`` over the layers l that read u, with a_lj
@@ -44,27 +42,14 @@ class ActivationWeight:
     seed: int = option(0, "of the choice of images", at_least=0)
 
     name: ClassVar[str] = "activation-weight"
-    trains: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def fit(
-        self,
-        model: nn.Module,
-        groups: tuple[ChannelGroup, ...],
-        data: Data,
-        *,
-        checkpoint: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Scores:
+    def score(self, model: nn.Module, groups: tuple[ChannelGroup, ...], data: Data) -> Scores:
         """Score the units of every movable group that a convolution or linear layer reads.
 
         Raises:
             SchemeError: A layer receives or returns numbers that are not finite.
             DataError: The calibration split has too few images of a class.
         """
-        del checkpoint, on_progress
         calibration = calibration_of(data, max(1, self.images // len(data.classes)), seed=self.seed)
         readers = {group.name: readers_of(model, group) for group in movable(groups)}
         sent = self._sent(model, calibration.images, sorted({r.layer for rs in readers.values() for r in rs}))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
-from edgeprune.schemes.options import check_options
+from edgeprune.schemes.looking import LookingScheme
 from edgeprune.schemes.scores import Scores, parameters_by_key, scaled_by_norms, score_by_norms
-from edgeprune.training import Progress
 
 
 @dataclass(frozen=True)
-class BNScale:
+class BNScale(LookingScheme):
     """Score of a unit: the largest |gamma| among the norm weights that scale it on its ways to its consumers.
 
     Source:
@@ -35,21 +32,9 @@ class BNScale:
     """
 
     name: ClassVar[str] = "bn-scale"
-    trains: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def fit(
-        self,
-        model: nn.Module,
-        groups: tuple[ChannelGroup, ...],
-        data: Data,
-        *,
-        checkpoint: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Scores:
+    def score(self, model: nn.Module, groups: tuple[ChannelGroup, ...], data: Data) -> Scores:
         """Score the units of every group that norms scale; the data are not looked at."""
-        del data, checkpoint, on_progress
+        del data
         gammas = parameters_by_key(model)
         return Scores(score_by_norms(scaled_by_norms(groups), gammas), facts={"options": asdict(self)})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,10 @@ from edgeprune.data import Data
 from edgeprune.errors import SchemeError
 from edgeprune.gram import Quadratic, columns_of, quadratics
 from edgeprune.lasso import Penalty, Problem, lambda_max, path
-from edgeprune.schemes.options import check_options, option
+from edgeprune.schemes.looking import LookingScheme
+from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable
 from edgeprune.schemes.sensitivity import stakes
-from edgeprune.training import Progress
 
 MANY_CLASSES = 20
 """Classes are joined where there are more."""
@@ -40,7 +39,7 @@ _FIELDS = ("gram", "target", "energy")
 
 
 @dataclass(frozen=True)
-class GramLasso(ABC):
+class GramLasso(LookingScheme):
     """A lasso on Grams, of which a unit's score is the strength of the penalty at which it enters."""
 
     images: int = option(200, "calibration images in all", at_least=2)
@@ -57,21 +56,7 @@ class GramLasso(ABC):
     )
     seed: int = option(0, "of the choice of images", at_least=0)
 
-    name: ClassVar[str]
-    trains: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def fit(
-        self,
-        model: nn.Module,
-        groups: tuple[ChannelGroup, ...],
-        data: Data,
-        *,
-        checkpoint: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Scores:
+    def score(self, model: nn.Module, groups: tuple[ChannelGroup, ...], data: Data) -> Scores:
         """Score the units of every movable group that a convolution or linear layer reads.
 
         Raises:
@@ -79,7 +64,6 @@ class GramLasso(ABC):
                 solved.
             DataError: The calibration split has too few images.
         """
-        del checkpoint, on_progress
         calibration, about = self.calibrate(model, data)
         columns = columns_of(model, groups)
         grams = quadratics(

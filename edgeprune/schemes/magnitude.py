@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -13,13 +11,13 @@ from torch import Tensor, nn
 from edgeprune.channel_select import SELECT
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
-from edgeprune.schemes.options import check_options, option
+from edgeprune.schemes.looking import LookingScheme
+from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable
-from edgeprune.training import Progress
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(LookingScheme):
     """Score of a unit: L1 or L2 norm of all convolution and linear weights that produce it.
 
     ===================  ==========================================  ===========
@@ -54,22 +52,10 @@ class Magnitude:
     normalize: Literal["mean", "none"] = option("mean", "divide by the mean of the group, or not")
 
     name: ClassVar[str] = "magnitude"
-    trains: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def fit(
-        self,
-        model: nn.Module,
-        groups: tuple[ChannelGroup, ...],
-        data: Data,
-        *,
-        checkpoint: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Scores:
+    def score(self, model: nn.Module, groups: tuple[ChannelGroup, ...], data: Data) -> Scores:
         """Score the units of every group that weights produce, or read; the data are not looked at."""
-        del data, checkpoint, on_progress
+        del data
         state = model.state_dict()
         scores = {}
         for group in movable(groups):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -15,14 +14,14 @@ from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
 from edgeprune.flow import product_of_module
 from edgeprune.moments import Moments, Product, sampled_places
-from edgeprune.schemes.options import check_options, option
+from edgeprune.schemes.looking import LookingScheme
+from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable, unit_costs
 from edgeprune.schemes.sensitivity import sensitivities
-from edgeprune.training import Progress
 
 
 @dataclass(frozen=True)
-class OBS:
+class OBS(LookingScheme):
     """Score of a unit: what the outputs lose when it goes, the other units being refitted, greedily.
 
     ====================  ===================================================  ==================
@@ -57,7 +56,6 @@ class OBS:
     """
 
     name: ClassVar[str] = "obs"
-    trains: ClassVar[bool] = False
 
     images: int = option(300, "calibration images in all", at_least=1)
     places: int = option(64, "places of each map that are looked at", at_least=1)
@@ -65,25 +63,13 @@ class OBS:
     per: Literal["macs", "params", "unit"] = option("macs", "what a score is divided by")
     seed: int = option(0, "of the places and of the projections", at_least=0)
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def fit(
-        self,
-        model: nn.Module,
-        groups: tuple[ChannelGroup, ...],
-        data: Data,
-        *,
-        checkpoint: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Scores:
+    def score(self, model: nn.Module, groups: tuple[ChannelGroup, ...], data: Data) -> Scores:
         """Score the units of every group that a convolution or linear layer reads; not a transposed one.
 
         Raises:
             SchemeError: What a layer receives, returns or passes on to the logits is not finite.
             DataError: The calibration split has too few images of a class.
         """
-        del checkpoint, on_progress
         calibration = calibration_of(data, max(1, self.images // len(data.classes)))
         readers = {group.name: readers_of(model, group) for group in movable(groups)}
         layers = {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -13,13 +11,13 @@ from torch import nn
 
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
-from edgeprune.schemes.options import check_options, option
+from edgeprune.schemes.looking import LookingScheme
+from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable
-from edgeprune.training import Progress
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(LookingScheme):
     """Uniform scores in (0, 1], which depend on the seed and the group's name alone.
 
     Source:
@@ -33,22 +31,10 @@ class Random:
     seed: int = option(0, "seed of the scores", at_least=0)
 
     name: ClassVar[str] = "random"
-    trains: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def fit(
-        self,
-        model: nn.Module,
-        groups: tuple[ChannelGroup, ...],
-        data: Data,
-        *,
-        checkpoint: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Scores:
+    def score(self, model: nn.Module, groups: tuple[ChannelGroup, ...], data: Data) -> Scores:
         """Score the units of every group that is not frozen; nothing but the groups is looked at."""
-        del model, data, checkpoint, on_progress
+        del model, data
         scores = {}
         for group in movable(groups):
             number = int.from_bytes(hashlib.sha256(f"{self.seed} {group.name}".encode()).digest()[:7])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,14 +15,14 @@ from edgeprune.channels import ChannelGroup
 from edgeprune.cutting import device_of
 from edgeprune.data import Data
 from edgeprune.errors import SchemeError
-from edgeprune.schemes.options import check_options, option
+from edgeprune.schemes.looking import LookingScheme
+from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable
-from edgeprune.training import Progress
 from edgeprune.training.evaluation import mode
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(LookingScheme):
     """Score of a unit: mean over images of |sum of activation x gradient of the loss| wherever it is read.
 
     ``s_u = mean_i |sum_{layers l that read u} sum_{channels, places} x_l dloss_i / dx_l|``, which is the
@@ -48,27 +47,14 @@ class Taylor:
     seed: int = option(0, "of the choice of images", at_least=0)
 
     name: ClassVar[str] = "taylor"
-    trains: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def fit(
-        self,
-        model: nn.Module,
-        groups: tuple[ChannelGroup, ...],
-        data: Data,
-        *,
-        checkpoint: Path | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Scores:
+    def score(self, model: nn.Module, groups: tuple[ChannelGroup, ...], data: Data) -> Scores:
         """Score the units of every movable group that a convolution or linear layer reads.
 
         Raises:
             SchemeError: The gradient is not finite.
             DataError: The calibration split has too few images of a class.
         """
-        del checkpoint, on_progress
         calibration = calibration_of(data, max(1, self.images // len(data.classes)), seed=self.seed)
         readers = {group.name: readers_of(model, group) for group in movable(groups)}
         layers = sorted({reader.layer for found in readers.values() for reader in found})
