@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from edgeprune.training.evaluation import device_of, evaluate, mode
 from edgeprune.training.progress import Epoch, History, Progress, Reporter
 
 Schedule = Literal["cosine", "step"]
+Precision = Literal["fp32", "bf16"]
 
 TEMPERATURE = 4.0
 TEACHER_SHARE = 0.5
@@ -40,6 +41,7 @@ def train(
     teacher: nn.Module | None = None,
     seed: int = 0,
     select: Selection = "best",
+    precision: Precision = "fp32",
     after_step: Callable[[float], None] | None = None,
     penalty: Callable[[], float] | None = None,
     sparsity: Callable[[], float] | None = None,
@@ -69,6 +71,9 @@ def train(
         select: ``"best"``: end with the weights of the best validation accuracy, among the start (a
             fine-tuning never ends worse than it began) and every epoch, the later one on a tie;
             ``"last"``: with those of the last epoch.
+        precision: ``"bf16"``: convolutions and matrix products of the training steps in bfloat16
+            (torch.autocast), images and kernels laid out channels last; weights, losses, batch-norm
+            statistics and every evaluation stay float32. Faster where the processor has bfloat16.
         after_step: Called with the learning rate after each optimizer step.
         penalty: What the hook adds to the loss; for display.
         sparsity: Share of the hook's variables at 0; for display.
@@ -88,7 +93,7 @@ def train(
         >>> history.val_accuracy  # doctest: +SKIP
         0.987
     """
-    _check_arguments(epochs, lr, momentum, weight_decay, nesterov, schedule, select)
+    _check_arguments(epochs, lr, momentum, weight_decay, nesterov, schedule, select, precision)
     if teacher is model:
         raise UsageError(
             "could not distil",
@@ -120,6 +125,7 @@ def train(
                 schedule,
                 seed,
                 select,
+                precision,
             ],
             "data": [data.identity, steps, data.train.samples, data.val.samples],
             "model": digest(model.state_dict()),
@@ -135,10 +141,17 @@ def train(
     for epoch in range(len(run.records), epochs):
         data.train.set_epoch(epoch)
         began, loss_sum, images, now_lr = perf_counter(), 0.0, 0, lr
-        with _seeded(device, seed, epoch), mode(model, True), mode(teacher, False):
+        with (
+            _seeded(device, seed, epoch),
+            mode(model, True),
+            mode(teacher, False),
+            _laid_out(precision, model, teacher),
+        ):
             for step, (inputs, labels) in enumerate(data.train):
                 now_lr = learning_rate(schedule, lr, epoch, epochs, step, steps)
-                loss = _step(model, teacher, inputs.to(device), labels.to(device), optimizer, now_lr)
+                loss = _step(
+                    model, teacher, inputs.to(device), labels.to(device), optimizer, now_lr, precision
+                )
                 if not math.isfinite(loss):
                     raise _diverged(f"the loss at epoch {epoch + 1}, step {step + 1}", loss, now_lr)
                 if after_step is not None:
@@ -207,9 +220,13 @@ def _step(
     labels: Tensor,
     optimizer: torch.optim.Optimizer,
     lr: float,
+    precision: Precision,
 ) -> float:
     """One optimizer step; gives the loss. A loss that is not finite changes nothing."""
-    logits = model(inputs)
+    if precision == "bf16" and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(inputs)
     if not isinstance(logits, Tensor):
         raise TrainingError(
             "could not train",
@@ -218,10 +235,15 @@ def _step(
             expected="one tensor of logits",
             hint="Build the network without auxiliary outputs.",
         )
+    logits = logits.float() if precision == "bf16" else logits
     loss = F.cross_entropy(logits, labels)
     if teacher is not None:
-        with torch.no_grad():
-            target = teacher(inputs.to(device_of(teacher))).to(logits.device)
+        place = device_of(teacher)
+        with (
+            torch.no_grad(),
+            torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            target = teacher(inputs.to(place)).to(logits)
         # The factor T^2 keeps the gradient's size as the temperature changes (Hinton et al. 2015).
         distance = TEMPERATURE**2 * F.kl_div(
             F.log_softmax(logits / TEMPERATURE, 1),
@@ -238,6 +260,25 @@ def _step(
         torch.autograd.backward(loss)
         optimizer.step()
     return value
+
+
+@contextlib.contextmanager
+def _laid_out(precision: Precision, *networks: nn.Module | None) -> Iterator[None]:
+    """In bf16: kernels channels last, as the fast convolutions want them; contiguous again afterwards."""
+    kernels = [
+        parameter
+        for network in networks
+        if network is not None and precision == "bf16"
+        for parameter in network.parameters()
+        if parameter.ndim == 4 and parameter.is_contiguous()
+    ]
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for kernel in kernels:
+            kernel.data = kernel.data.contiguous()
 
 
 @contextlib.contextmanager
@@ -289,7 +330,14 @@ def _check_fit(model: nn.Module, data: Data) -> None:
 
 
 def _check_arguments(
-    epochs: int, lr: float, momentum: float, weight_decay: float, nesterov: bool, schedule: str, select: str
+    epochs: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    schedule: str,
+    select: str,
+    precision: str,
 ) -> None:
     rules: list[tuple[str, object, bool, str]] = [
         ("epochs", epochs, isinstance(epochs, int) and epochs >= 0, "a whole number, 0 or more"),
@@ -299,6 +347,7 @@ def _check_arguments(
         ("nesterov", nesterov, not nesterov or momentum > 0, "False, or a momentum above 0"),
         ("schedule", schedule, schedule in ("cosine", "step"), "cosine or step"),
         ("select", select, select in ("best", "last"), "best or last"),
+        ("precision", precision, precision in get_args(Precision), "fp32 or bf16"),
     ]
     for name, value, fine, rule in rules:
         if not fine:

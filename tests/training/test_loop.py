@@ -50,6 +50,33 @@ def test_the_steps_are_those_of_plain_sgd(net, data):
     assert digest(ours.state_dict()) == digest(theirs.state_dict())
 
 
+def test_bf16_learns_like_fp32_and_leaves_fp32_contiguous_weights(net, data):
+    exact, model, teacher = net(), net(), net()
+    for network in (exact, model):
+        network[3].p = 0.0  # its draws differ by type
+    seen = set()
+
+    def note(layer, inputs, output):
+        if layer.training:
+            weight = layer.weight
+            last = torch.empty_like(weight, memory_format=torch.channels_last).stride()
+            seen.add((output.dtype, weight.stride() == last, inputs[0].shape[1:] == data.example.shape[1:]))
+
+    model[0].register_forward_hook(note)
+    history = train(model, data, epochs=12, lr=0.05, precision="bf16")
+    other = train(exact, data, epochs=12, lr=0.05)
+    assert seen == {(torch.bfloat16, True, True)}
+    assert history.val_accuracy > 0.9
+    for epoch, reference in zip(history.epochs, other.epochs, strict=True):
+        assert epoch.loss == pytest.approx(reference.loss, rel=0.1, abs=0.03)
+    assert history.epochs[0].loss != other.epochs[0].loss
+    distilled = train(model, data, epochs=1, lr=0.01, teacher=teacher, precision="bf16")
+    assert math.isfinite(distilled.epochs[0].loss)
+    for weight in (*model.state_dict().values(), *teacher.state_dict().values()):
+        assert weight.is_contiguous()
+        assert weight.dtype in (torch.float32, torch.int64)
+
+
 def test_step_schedule_drops_at_half_and_three_quarters():
     rates = [learning_rate("step", 0.1, epoch, 160, 3, 10) for epoch in (0, 79, 80, 119, 120, 159)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
@@ -263,6 +290,7 @@ def test_a_network_is_not_its_own_teacher(net, data):
         {"nesterov": True, "momentum": 0.0},
         {"schedule": "linear"},
         {"select": "first"},
+        {"precision": "fp16"},
     ],
     ids=str,
 )
