@@ -46,7 +46,7 @@ class Sandbox:
 
         self.bin = folder / "bin"
         self.bin.mkdir()
-        for tool in ("bash", "cat", "cp", "dirname", "mkdir"):
+        for tool in ("bash", "cat", "cp", "dirname", "mkdir", "rm"):
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
 
     def run(
@@ -107,7 +107,10 @@ def test_installs_again_when_the_requirements_change(sandbox: Sandbox) -> None:
 
 
 def test_installs_again_after_a_failure(sandbox: Sandbox) -> None:
-    assert sandbox.run("scripts/test", fail_on="--editable").returncode != 0
+    failed = sandbox.run("scripts/test", fail_on="--editable")
+    assert failed.returncode == 2
+    assert re.search(r"Could not install edgeprune.* \d+ GB are free here\.\n$", failed.stderr)
+    assert not (sandbox.root / ".venv").exists()
     assert "-m pytest -n auto --dist worksteal" not in sandbox.asked()
     assert sandbox.run("scripts/test").returncode == 0
     assert sandbox.asked()[:3] == INSTALL
