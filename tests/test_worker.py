@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import gc
+import itertools
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +21,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.runners import worker
+from edgeprune.runners.local import WORKER
+from edgeprune.runners.worker import common, environment, jobs, latency, memory, placement, session
 
-WORKER = Path(worker.__file__)
-JOB = {"provider": worker.CPU, "provider_options": {}, "threads": 1, "input": None}
+JOB = {"provider": common.CPU, "provider_options": {}, "threads": 1, "input": None}
 
 
 def _value(name: str, shape: list[Any] | None, kind: int = TensorProto.FLOAT) -> Any:
@@ -59,12 +62,24 @@ def _run(job: dict[str, Any], **environment: str) -> tuple[int, dict[str, Any]]:
 
 def test_worker_is_self_contained() -> None:
     imported = set()
-    for node in ast.walk(ast.parse(WORKER.read_text())):
+    files = sorted(WORKER.glob("*.py"))
+    assert len(files) > 5
+    for node in itertools.chain.from_iterable(ast.walk(ast.parse(file.read_text())) for file in files):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or "").split(".")[0])
+            imported.add(node.module.split(".")[0] if node.module and not node.level else "__future__")
+            assert node.level <= 1  # nothing above its folder
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_module":
+            imported.add(ast.literal_eval(node.args[0]))
     assert imported - sys.stdlib_module_names - {"__future__"} == {"numpy", "onnxruntime"}
+
+
+def test_worker_runs_from_any_folder(tmp_path: Path) -> None:
+    shutil.copytree(WORKER, tmp_path / "any name", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-I", str(tmp_path / "any name")]
+    done = subprocess.run(command, input='{"job": "environment"}', capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["python"] == platform.python_version()
 
 
 def test_warm_model_is_what_its_comment_says() -> None:
@@ -88,7 +103,7 @@ def test_warm_model_is_what_its_comment_says() -> None:
     graph = helper.make_graph(nodes, "warm", inputs, outputs, shapes)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     onnx.checker.check_model(model)
-    assert onnx.load_from_string(worker.WARM_MODEL) == model
+    assert onnx.load_from_string(session.WARM_MODEL) == model
 
 
 @pytest.mark.parametrize(
@@ -103,7 +118,7 @@ def test_warm_model_is_what_its_comment_says() -> None:
     ],
 )  # fmt: skip
 def test_plain_text_of_onnxruntime_errors(text: str, plain: str) -> None:
-    assert worker.plain(ValueError(text)) == plain
+    assert common.plain(ValueError(text)) == plain
 
 
 # --- jobs in a process of their own -------------------------------------------------------------------------
@@ -112,7 +127,7 @@ def test_plain_text_of_onnxruntime_errors(text: str, plain: str) -> None:
 def test_environment_job() -> None:
     status, answer = _run({"job": "environment"})
     assert status == 0
-    assert worker.CPU in answer["providers"]
+    assert common.CPU in answer["providers"]
     assert answer["cpu"]
     assert answer["cores"] >= 1
 
@@ -168,7 +183,7 @@ def test_placement_job_counts_nodes_by_provider(tmp_path: Path, profile: bool) -
     assert status == 0
     assert answer == {
         "source": "profile" if profile else "assignment",
-        "nodes": {worker.CPU: 1},
+        "nodes": {common.CPU: 1},
         "left_to_cpu": [],
         "inputs": [{"name": "x", "type": "tensor(float)", "shape": [1, 8]}],
     }
@@ -181,7 +196,7 @@ def test_absent_provider_names_what_is_there(tmp_path: Path) -> None:
     assert status == 3
     assert answer["error"]["kind"] == "provider"
     assert "absent from onnxruntime" in answer["error"]["message"]
-    assert worker.CPU in answer["error"]["message"]
+    assert common.CPU in answer["error"]["message"]
 
 
 # --- logic in this process ----------------------------------------------------------------------------------
@@ -192,9 +207,9 @@ class FakeMachine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.calls = 0, ""
-        monkeypatch.setattr(worker, "warm_library", lambda: None)
-        monkeypatch.setattr(worker, "open_timed", self.open)
-        monkeypatch.setattr(worker.time, "perf_counter_ns", lambda: self.now)
+        monkeypatch.setattr(latency, "warm_library", lambda: None)
+        monkeypatch.setattr(latency, "open_timed", self.open)
+        monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: self.now)
 
     def open(self, _: Any, model: str) -> tuple[Any, dict[str, int]]:
         def run() -> None:
@@ -211,9 +226,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMachine]:
 
 
 def test_latency_interleaves_abba_and_throws_the_first_run_of_a_turn_away(machine: FakeMachine) -> None:
-    answer = worker.latency(JOB | {"models": ["a", "b"], "runs": 20, "min_runs": 1, "seconds": 1.0})
-    turn = worker.BLOCK + 1
-    warm_up = "a" * worker.WARM_UP + "b" * worker.WARM_UP
+    answer = latency.latency(JOB | {"models": ["a", "b"], "runs": 20, "min_runs": 1, "seconds": 1.0})
+    turn = latency.BLOCK + 1
+    warm_up = "a" * common.WARM_UP + "b" * common.WARM_UP
     assert machine.calls == warm_up + 2 * ("a" * turn + "b" * turn + "b" * turn + "a" * turn)
     assert answer == {
         "models": [
@@ -231,13 +246,13 @@ def test_latency_interleaves_abba_and_throws_the_first_run_of_a_turn_away(machin
 @pytest.mark.usefixtures("machine")
 def test_latency_stops_in_time_but_not_before_the_least(seconds: float, min_runs: int, samples: int) -> None:
     job = {"models": ["a", "b"], "runs": 50, "min_runs": min_runs, "seconds": seconds}
-    answer = worker.latency(JOB | job)
+    answer = latency.latency(JOB | job)
     assert [len(model["samples_ns"]) for model in answer["models"]] == [samples, samples]
 
 
 @pytest.mark.usefixtures("machine")
 def test_latency_of_one_model() -> None:
-    answer = worker.latency(JOB | {"models": ["b"], "runs": 10, "min_runs": 1, "seconds": 1.0})
+    answer = latency.latency(JOB | {"models": ["b"], "runs": 10, "min_runs": 1, "seconds": 1.0})
     assert [model["samples_ns"] for model in answer["models"]] == [[1] * 10]
 
 
@@ -259,7 +274,7 @@ def _inputs(**shapes: list[Any]) -> list[Any]:
 def test_input_shapes(
     shapes: dict[str, list[Any]], given: list[int] | None, expected: list[list[int]]
 ) -> None:
-    assert worker.input_shapes(_inputs(**shapes), given) == expected
+    assert session.input_shapes(_inputs(**shapes), given) == expected
 
 
 @pytest.mark.parametrize(
@@ -291,8 +306,8 @@ def test_input_shapes(
 def test_input_shapes_that_cannot_be(
     shapes: dict[str, list[Any]], given: list[int] | None, message: str, hint: str
 ) -> None:
-    with pytest.raises(worker.Fault, match=message) as caught:
-        worker.input_shapes(_inputs(**shapes), given)
+    with pytest.raises(common.Fault, match=message) as caught:
+        session.input_shapes(_inputs(**shapes), given)
     assert caught.value.kind == "model"
     assert hint in caught.value.hint
 
@@ -303,10 +318,10 @@ def _session(*types: str) -> Any:
 
 
 def test_inputs_of_every_type_are_the_same_each_time() -> None:
-    names = [name.removeprefix("tensor(").removesuffix(")") for name in worker.DTYPES]
-    first, second = (worker.make_inputs(JOB, _session(*names)) for _ in range(2))
+    names = [name.removeprefix("tensor(").removesuffix(")") for name in session.DTYPES]
+    first, second = (session.make_inputs(JOB, _session(*names)) for _ in range(2))
     for name, array in first.items():
-        assert array.dtype == worker.DTYPES[f"tensor({name})"]
+        assert array.dtype == session.DTYPES[f"tensor({name})"]
         assert array.shape == (50, 4)
         np.testing.assert_array_equal(array, second[name])
     assert set(first["int64"].flat) == {0, 1}
@@ -317,8 +332,8 @@ def test_inputs_of_every_type_are_the_same_each_time() -> None:
 
 
 def test_memory_without_proc_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "first_match", lambda *_: "")
-    answer = worker.memory(JOB | {"models": [str(_gemm(tmp_path / "m.onnx", 8))]})
+    monkeypatch.setattr(common, "first_match", lambda *_: "")
+    answer = memory.memory(JOB | {"models": [str(_gemm(tmp_path / "m.onnx", 8))]})
     assert answer["peak_bytes"] is answer["load_peak_bytes"] is answer["method"] is None
     assert "no /proc" in answer["why"]
 
@@ -335,52 +350,54 @@ def _partial(*providers: str) -> Any:
 
 
 def test_nodes_left_to_the_cpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "open_session", lambda *_: _partial("NewProvider", worker.CPU, "NewProvider"))
-    answer = worker.placement(JOB | {"models": ["m"], "provider": "NewProvider"})
-    assert answer["nodes"] == {"NewProvider": 2, worker.CPU: 1}
+    monkeypatch.setattr(
+        placement, "open_session", lambda *_: _partial("NewProvider", common.CPU, "NewProvider")
+    )
+    answer = placement.placement(JOB | {"models": ["m"], "provider": "NewProvider"})
+    assert answer["nodes"] == {"NewProvider": 2, common.CPU: 1}
     assert answer["left_to_cpu"] == [{"name": "n1", "op_type": "Relu"}]
 
 
 def test_a_provider_that_took_no_node_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "open_session", lambda *_: _partial(worker.CPU, worker.CPU))
-    with pytest.raises(worker.Fault, match="listed, but took none of the 2 nodes of m") as caught:
-        worker.placement(JOB | {"models": ["m"], "provider": "CUDAExecutionProvider"})
+    monkeypatch.setattr(placement, "open_session", lambda *_: _partial(common.CPU, common.CPU))
+    with pytest.raises(common.Fault, match="listed, but took none of the 2 nodes of m") as caught:
+        placement.placement(JOB | {"models": ["m"], "provider": "CUDAExecutionProvider"})
     assert caught.value.kind == "provider"
 
 
 @pytest.mark.parametrize("sound", [True, False])
 def test_who_is_at_fault_when_a_model_does_not_load(monkeypatch: pytest.MonkeyPatch, sound: bool) -> None:
     def load(*_: Any, providers: list[Any], **__: Any) -> None:
-        if not sound or providers != [worker.CPU]:
+        if not sound or providers != [common.CPU]:
             raise RuntimeError("no such kernel")
 
     fake = SimpleNamespace(
-        __version__="1.30", InferenceSession=load, get_available_providers=lambda: ["NewProvider", worker.CPU]
+        __version__="1.30", InferenceSession=load, get_available_providers=lambda: ["NewProvider", common.CPU]
     )
-    monkeypatch.setattr(worker, "ort", fake)
+    monkeypatch.setattr(session, "ort", fake)
     expected = (
         "unable to load m, which the CPU can" if sound else "not a model that onnxruntime 1.30 can load"
     )
-    with pytest.raises(worker.Fault, match=rf"{expected} \(no such kernel\)") as caught:
-        worker.open_session(JOB | {"provider": "NewProvider"}, "m", None)
+    with pytest.raises(common.Fault, match=rf"{expected} \(no such kernel\)") as caught:
+        session.open_session(JOB | {"provider": "NewProvider"}, "m", None)
     assert caught.value.kind == ("provider" if sound else "model")
 
 
 def test_several_threads_spin_and_one_does_not() -> None:
     def entry(job: dict[str, Any], key: str) -> str:
-        return str(worker.session_options(JOB | job).get_session_config_entry(f"session.{key}"))
+        return str(session.session_options(JOB | job).get_session_config_entry(f"session.{key}"))
 
     assert entry({}, "intra_op.allow_spinning") == "0"
     assert entry({"threads": 3}, "intra_op.allow_spinning") == "1"
     assert entry({"threads": 3}, "dynamic_block_base") == "4"
-    assert worker.session_options(JOB | {"threads": 3}).intra_op_num_threads == 3
-    own_pool = {"threads": 3, "provider": worker.XNNPACK}
-    assert worker.session_options(JOB | own_pool).intra_op_num_threads == 1
+    assert session.session_options(JOB | {"threads": 3}).intra_op_num_threads == 3
+    own_pool = {"threads": 3, "provider": common.XNNPACK}
+    assert session.session_options(JOB | own_pool).intra_op_num_threads == 1
 
 
 def test_missing_onnxruntime_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "IMPORT_ERROR", ImportError("No module named 'onnxruntime'"))
-    answer, status = worker.answer({"job": "environment"})
+    monkeypatch.setattr(environment, "IMPORT_ERROR", ImportError("No module named 'onnxruntime'"))
+    answer, status = jobs.answer({"job": "environment"})
     assert status == 3
     assert answer["error"]["kind"] == "environment"
     assert "No module named 'onnxruntime'" in answer["error"]["message"]
@@ -388,12 +405,12 @@ def test_missing_onnxruntime_is_an_environment_fault(monkeypatch: pytest.MonkeyP
 
 
 def test_old_onnxruntime_is_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.ort, "__version__", "1.9.0")
-    assert "too old, with onnxruntime 1.9.0" in worker.answer({"job": "environment"})[0]["error"]["message"]
+    monkeypatch.setattr(common.ort, "__version__", "1.9.0")
+    assert "too old, with onnxruntime 1.9.0" in jobs.answer({"job": "environment"})[0]["error"]["message"]
 
 
 def test_a_bug_in_the_worker_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    answer, status = worker.answer({"job": "placement"})
+    answer, status = jobs.answer({"job": "placement"})
     assert status == 3
     assert answer["error"] == {"kind": "worker", "message": "KeyError: 'models'", "hint": "", "model": ""}
     assert "Traceback" in capsys.readouterr().err

@@ -14,7 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.runners import worker
+from edgeprune.runners.local import WORKER
+from edgeprune.runners.worker import common
 
 
 def _value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> Any:
@@ -83,9 +84,9 @@ def _hostile(folder: Path) -> dict[str, Path]:
 def test_broken_file_is_one_clear_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "models").mkdir()
     path = _hostile(tmp_path / "models")[name]
-    job = {"job": "placement", "models": [str(path)], "provider": worker.CPU, "threads": 1}
+    job = {"job": "placement", "models": [str(path)], "provider": common.CPU, "threads": 1}
     done = subprocess.run(
-        [sys.executable, worker.__file__],
+        [sys.executable, str(WORKER)],
         input=json.dumps(job),
         capture_output=True,
         text=True,
@@ -107,9 +108,9 @@ def test_worker_cannot_take_the_machine_down() -> None:
         "except SystemExit: print(resource.getrlimit(resource.RLIMIT_DATA)[0], "
         "open('/proc/self/oom_score_adj').read())"
     )
-    command = [sys.executable, "-c", code, worker.__file__]
+    command = [sys.executable, "-c", code, str(WORKER)]
     job = json.dumps({"job": "environment"})
     done = subprocess.run(command, input=job, capture_output=True, text=True, check=True, timeout=60)
     limit, first_to_go = map(int, done.stdout.splitlines()[-2].split())
-    assert 0 < limit <= worker.memory_bytes()
+    assert 0 < limit <= common.memory_bytes()
     assert first_to_go == 1000

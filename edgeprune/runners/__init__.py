@@ -14,7 +14,7 @@ __all__ = ["RUNNERS", "LocalRunner", "Runner", "runner_for"]
 
 
 class Runner(Protocol):
-    """Carries jobs of the worker (see ``worker.py``) to a device and brings the answers back."""
+    """Carries jobs of the worker (see ``worker``) to a device and brings the answers back."""
 
     def run(self, job: str, models: Sequence[Path] = (), **options: Any) -> dict[str, Any]:
         """Do one job in a fresh process.

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from edgeprune.errors import ArtifactError, MeasurementError
 from edgeprune.target import Runtime
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("worker")
 TIMEOUT_S = 600.0
 
 PROBLEMS = {
