@@ -185,8 +185,9 @@ right = surgery.slim
 
 def wrong(model, plan, *, example=None):
     slim = right(model, plan, example=example)
-    with torch.no_grad():
-        slim.features[3].squeeze.weight[0, 0] += 1e-3
+    if hasattr(slim, "features"):
+        with torch.no_grad():
+            slim.features[3].squeeze.weight[0, 0] += 1e-3
     return slim
 
 surgery.slim = wrong
