@@ -90,9 +90,9 @@ def width_notes(
     if stopped == "narrow" or not (few or wanted):
         return []
     if stopped == "budget":
-        why, mend = f"the {budget_seconds:g} s were spent", "allow more seconds"
+        why, mend = f"the {budget_seconds:g} s were spent", "allow more time"
     else:
-        why, mend = "no more were asked for", "allow more processes"
+        why, mend = "no more were asked for", "ask for more"
     what = f"Only {processes} processes were timed" if few else f"{processes} processes were timed"
     wide = "" if wanted is None else f", and the interval is wider than {MINIMAL_CLAIM:.0%} to either side"
     need = max(wanted or 0, MIN_PROCESSES)

@@ -1,6 +1,6 @@
 """Memory on an NVIDIA GPU, asked of its driver.
 
-The driver keeps no peak; onnxruntime's arena gives nothing back, so that what is gone in the end was the peak.
+The driver keeps no peak, but onnxruntime's arena gives nothing back: what is gone in the end was the peak.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from .common import Job
 
 CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 METHOD = (
-    "what the GPU has free before loading less what it has after running, as the driver tells it for the whole "
-    "GPU: other processes there disturb it, and the libraries' own buffers count"
+    "what the GPU has free before loading less what it has after running, as the driver tells it for the "
+    "whole GPU: other processes there disturb it, and the libraries' own buffers count"
 )
 
 
