@@ -170,8 +170,9 @@ class Timing:
         enough = math.ceil(MIN_SAMPLES[95] / min(self.most, MIN_PROCESSES))
         seconds = SECONDS_PER_PROCESS
         if self.budget_s is not None:
-            # Half of a process's share, since starting and loading take time too.
-            seconds = min(seconds, max(0.0, self._left_s()) / (2 * MIN_PROCESSES))
+            # A third of a process's share: starting, loading and warming up take time too, and more
+            # processes tell more than more runs.
+            seconds = min(seconds, max(0.0, self._left_s()) / (3 * MIN_PROCESSES))
         longest_s = 0.0
         for process in range(self.most):
             if process >= 2 and self._left_s() < longest_s:

@@ -114,7 +114,7 @@ def test_a_small_budget_shortens_each_process(machine: Machine) -> None:
     assert machine.options[0]["seconds"] == benchmark.SECONDS_PER_PROCESS
     machine.options.clear()
     bench(SLIM, TARGET, baseline=DENSE, budget_seconds=29.0)
-    assert machine.options[0]["seconds"] == pytest.approx(1.0)  # half of a tenth of the 20 s that are left
+    assert machine.options[0]["seconds"] == pytest.approx(2 / 3)  # a third of a tenth of the 20 s left
 
 
 def test_what_came_between_is_kept_and_told(machine: Machine) -> None:
