@@ -14,6 +14,7 @@ from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.errors import ArtifactError, MeasurementError, UsageError
 from edgeprune.measurement import Measurement
 from edgeprune.measurement_format import MEMORY_FIGURES
+from edgeprune.metrics import Estimate
 from edgeprune.noise import (
     disturbance_notes,
     latency_notes,
@@ -188,12 +189,13 @@ class Timing:
             for answers, one in zip(self.answers, found["models"][::step], strict=True):
                 answers.append(one)
             self.machines.append(found.get("machine") or {})
-            if process >= 1 and is_narrow(self.estimate(), process + 1):
+            estimate = self.estimate() if process else None
+            if estimate is not None and is_narrow(estimate, process + 1):
                 self.stopped = "narrow"
                 return
 
-    def estimate(self) -> Any:
-        """Of the ratio, or of the median latency of one network alone; what decides when it is enough."""
+    def estimate(self) -> Estimate | None:
+        """Of the ratio, or of the median latency of one network alone: it decides when it is enough."""
         samples = [[answer["samples_ns"] for answer in answers] for answers in self.answers]
         if len(samples) == 1:
             return percentile_estimate(samples[0], 50)

@@ -122,8 +122,10 @@ def _shapes(paths: Sequence[Path], target: Target, batches: Sequence[int]) -> di
         return tuple(runner.run("placement", [path])["inputs"][0]["shape"])
 
     own = shape_on(paths[0], target.runtime.input)
+    if not batches:
+        return {own[0] if own else 1: own}
     shapes = {}
-    for batch in batches or (own[:1] or (1,)):
+    for batch in batches:
         shapes[batch] = (batch, *own[1:])
         for path in paths if shapes[batch] != own else ():
             try:

@@ -93,6 +93,12 @@ def test_one_network_ends_when_its_median_is_narrow(machine: Machine) -> None:
     assert machine.processes == 14
 
 
+def test_too_few_runs_for_a_median_never_end_it_early(machine: Machine) -> None:
+    measured = bench(SLIM, TARGET, processes=10, runs=1)
+    assert machine.processes == 10
+    assert measured.value("latency_p50") is None
+
+
 @pytest.mark.parametrize(("budget_s", "processes"), [(24.0, 15), (14.5, 5), (3.0, 2)])
 def test_the_budget_is_kept_but_for_the_first_two(machine: Machine, budget_s: float, processes: int) -> None:
     # One job of environment, two of placement and six of memory come before.
