@@ -26,39 +26,59 @@ def memory(job: Job) -> Job:
     second session, after all this, tells what onnxruntime's arena held.
     """
     model, options = job["models"][0], session_options(job)
-    clear = Path("/proc/self/clear_refs")
     warm_library()
-    gc.collect()
     device = DeviceMemory(job)
-    try:
-        clear.write_text("5")
-        # Counted page by page; the counter in `status` lags.
-        base, why = kernel_bytes("smaps_rollup", "Rss"), None
-    except (OSError, ValueError):
-        base, why = 0, "this system has no /proc that tells a process's memory and resets its peak"
-    figures: list[int] = []
+    gc.collect()
+    process = ProcessMemory()
     with blaming(model):
         session = open_session(job, model, options)
-        if not why:
-            figures.append(kernel_bytes("status", "VmHWM") - base)
-            gc.collect()
-            figures.append(kernel_bytes("smaps_rollup", "Rss") - base)
+        load_peak = process.peak_bytes()
+        gc.collect()
+        loaded = process.resident_bytes()
         feed = make_inputs(job, session)
-        if not why:
-            clear.write_text("5")
+        process.reset_peak()
         for _ in range(WARM_UP):
             run_once(job, session, feed)
-        if not why:
-            figures.append(kernel_bytes("status", "VmHWM") - base)
-            figures.append(max(figures[0], figures[2]))
+        run_peak = process.peak_bytes()
         device.look()
         del session
         arena = arena_memory(job, model) if job.get("arena") else None
+    told = dict(zip(NAMES, (load_peak, loaded, run_peak, max(load_peak, run_peak)), strict=True))
     allocator = os.environ.get("MALLOC_MMAP_THRESHOLD_", "default")
     method = f"high-water mark of the process over onnxruntime alone, MALLOC_MMAP_THRESHOLD_={allocator}"
-    # Counters lag by some pages, so that a model of next to nothing could come out below it.
-    told = {n: max(0, f) for n, f in zip(NAMES, figures, strict=True)} if not why else dict.fromkeys(NAMES)
-    return {**told, "method": None if why else method, "why": why, "arena": arena, "device": device.answer()}
+    figures: Job = {**told, "method": method, "why": None}
+    if process.why:
+        figures = {**dict.fromkeys(NAMES), "method": None, "why": process.why}
+    return {**figures, "arena": arena, "device": device.answer()}
+
+
+class ProcessMemory:
+    """Resident memory of this process over what it had at first; ``why`` if the system does not tell."""
+
+    def __init__(self) -> None:
+        self.why, self.base_bytes = "", 0
+        try:
+            self.reset_peak()
+            self.base_bytes = self.resident_bytes()
+        except (OSError, ValueError):
+            self.why = "this system has no /proc that tells a process's memory and resets its peak"
+
+    def resident_bytes(self) -> int:
+        """What it has now, counted page by page: the counter in `status` lags."""
+        return self._over_base("smaps_rollup", "Rss")
+
+    def peak_bytes(self) -> int:
+        """The most it had since ``reset_peak``."""
+        return self._over_base("status", "VmHWM")
+
+    def reset_peak(self) -> None:
+        """The peak is what it has now."""
+        if not self.why:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def _over_base(self, file: str, key: str) -> int:
+        # Counters lag by some pages, so that a model of next to nothing could come out below the base.
+        return 0 if self.why else max(0, kernel_bytes(file, key) - self.base_bytes)
 
 
 def arena_memory(job: Job, model: str) -> Job:
