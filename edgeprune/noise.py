@@ -95,8 +95,9 @@ def width_notes(
         why, mend = "no more were asked for", "ask for more"
     what = f"Only {processes} processes were timed" if few else f"{processes} processes were timed"
     wide = "" if wanted is None else f", and the interval is wider than {MINIMAL_CLAIM:.0%} to either side"
-    need = max(wanted or 0, MIN_PROCESSES)
-    return [f"{what}, since {why}{wide}: {mend} (about {need} processes would do) or end other work."]
+    # Fewer than that say little of their own spread, and less of how many it takes.
+    need = f"at least {MIN_PROCESSES} processes" if few else f"about {wanted} processes would do"
+    return [f"{what}, since {why}{wide}: {mend} ({need}) or end other work."]
 
 
 def latency_notes(name: str, samples_by_process: Sequence[Sequence[float]]) -> list[str]:

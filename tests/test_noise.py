@@ -80,9 +80,11 @@ NARROW, WIDE = Estimate(1.0, 0.97, 1.03), Estimate(1.0, 0.9, 1.1, more_runs=40)
         (NARROW, 10, "processes", None),
         (None, 30, "processes", None),
         (NARROW, 4, "processes", "Only 4 processes were timed, since no more were asked for: ask for more "
-         "(about 10 processes would do) or end other work."),
+         "(at least 10 processes) or end other work."),
         (WIDE, 6, "budget", "Only 6 processes were timed, since the 20 s were spent, and the interval is "
-         "wider than 3% to either side: allow more time (about 40 processes would do) or end other work."),
+         "wider than 3% to either side: allow more time (at least 10 processes) or end other work."),
+        (WIDE, 30, "budget", "30 processes were timed, since the 20 s were spent, and the interval is wider "
+         "than 3% to either side: allow more time (about 40 processes would do) or end other work."),
         (WIDE, 30, "processes", "30 processes were timed, since no more were asked for, and the interval"),
     ],
 )  # fmt: skip

@@ -125,6 +125,21 @@ def _cli(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     return int(str(ending.value.code)), out, err
 
 
+@pytest.mark.usefixtures("runtimes")
+def test_sweep_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, save = str(_relu(tmp_path / "m.onnx", "N")), tmp_path / "s.json"
+    words = [model, "--sweep-threads", "1,2", "--processes", "2", "--save", str(save)]
+    code, out, _ = _cli(capsys, *words)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].split()[:2] == ["batch", "threads"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["1", "1"], ["1", "2"]]
+    assert "note: batch 1, threads 2: Only 2 processes were timed" in " ".join(out.split())
+    assert lines[-1] == f"sweep: {save}"
+    assert len(json.loads(save.read_text())["points"]) == 2
+
+
+@pytest.mark.slow
 def test_real_sweep_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(_relu(tmp_path / "m.onnx", "N"))
     save = tmp_path / "s.json"
