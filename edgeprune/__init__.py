@@ -13,12 +13,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgeprune import schemes
     from edgeprune.artifact import Artifact, load_artifact
+    from edgeprune.benchmark import bench
     from edgeprune.channels import ChannelGroup, Member
     from edgeprune.cost import count_macs, count_params
     from edgeprune.data import Data, Normalization, load_data
     from edgeprune.errors import EdgepruneError
     from edgeprune.groups import find_groups
-    from edgeprune.measurement import Measurement, bench, load_measurement
+    from edgeprune.measurement import Measurement, load_measurement
     from edgeprune.metrics import Estimate
     from edgeprune.models import load_model
     from edgeprune.onnx_export import export
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "artifact": ("Artifact", "load_artifact"),
+    "benchmark": ("bench",),
     "cost": ("count_macs", "count_params"),
     "data": ("Data", "Normalization", "load_data"),
     "errors": ("EdgepruneError",),
     "channels": ("ChannelGroup", "Member"),
     "groups": ("find_groups",),
-    "measurement": ("Measurement", "bench", "load_measurement"),
+    "measurement": ("Measurement", "load_measurement"),
     "metrics": ("Estimate",),
     "models": ("load_model",),
     "onnx_export": ("export",),

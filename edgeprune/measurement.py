@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from edgeprune.artifact import Artifact, load_artifact
-from edgeprune.errors import ArtifactError, MeasurementError, UsageError
+from edgeprune.artifact import Artifact
+from edgeprune.errors import ArtifactError
 from edgeprune.files import read_json
-from edgeprune.measurement_format import MEASUREMENT_FORMAT, MEMORY_FIGURES, format_fault
+from edgeprune.measurement_format import MEASUREMENT_FORMAT, format_fault
 from edgeprune.metrics import METRICS, Estimate
-from edgeprune.noise import latency_notes, machine_notes, memory_notes, placement_notes
-from edgeprune.runners import Runner, runner_for
-from edgeprune.statistics import (
-    MIN_SAMPLES,
-    median_estimate,
-    min_samples,
-    percentile_estimate,
-    ratio_estimate,
-)
-from edgeprune.target import Runtime, Target
-
-MEMORY_REPEATS = 3
-SECONDS_PER_PROCESS = 3.0  # of timed runs, once there are enough for the 95th percentile
-
-OnProgress = Callable[[int, int, str], None]
+from edgeprune.statistics import median_estimate, min_samples, percentile_estimate, ratio_estimate
 
 
 @dataclass(frozen=True)
@@ -40,15 +24,17 @@ class Measurement:
         target_sha256: Of the target file, hex.
         runtime: How it was run: the target's ``[runtime]``.
         artifact: The file's facts; its path is the file name alone, since folders move.
-        environment: Versions, processor, governor, load before the first run.
+        environment: Versions, processor, governor, load before the first run, and what disturbed the timed
+            runs.
         placement: ``source`` of the proof, ``nodes`` per provider, ``left_to_cpu`` by node, ``inputs``.
         memory: ``load_peak_bytes``, ``loaded_bytes``, ``run_peak_bytes`` and ``peak_bytes`` (the larger peak)
             over onnxruntime alone, medians over processes, or None and ``why``; ``method``; ``repeats``:
-            the peak in each process.
+            the peak in each process. ``arena``: ``peak_bytes`` in use and ``held_bytes`` of onnxruntime's own
+            pool, ``device``: ``peak_bytes`` on a GPU; each with ``method``, or None and ``why``.
         latency_samples_s: Every timed inference, by process. Sample k of a process and sample k of the same
             process of the baseline are a pair.
-        load_s: Time to load the model, by process.
-        first_inference_s: Time of the first inference, by process.
+        load_s: Time to load the model, by process, the file being in the system's cache.
+        first_inference_s: Time of the first inference, by process; with loading it makes the cold start.
         notes: What makes the figures doubtful, each with a hint.
         baseline: The dense network, measured in the same processes.
     """
@@ -79,6 +65,11 @@ class Measurement:
         """Latency of this network / latency of the baseline; None without a baseline."""
         return ratio_estimate(self.pairs) if self.baseline else None
 
+    @property
+    def cold_start_s(self) -> tuple[float, ...]:
+        """Loading and the first inference, by process."""
+        return tuple(load + first for load, first in zip(self.load_s, self.first_inference_s, strict=True))
+
     def value(self, metric: str) -> float | Estimate | None:
         """A metric of ``METRICS`` in SI units; None if it was not measured (``why_unmeasured`` says why)."""
         if METRICS[metric].relative and self.baseline is None:
@@ -108,6 +99,8 @@ class Measurement:
         lacking = [side for side in sides if side.value(fact) is None]
         if lacking and fact == "peak_memory":
             return f"{lacking[0].memory['why']}."
+        if lacking and fact in _MEMORY_PARTS:
+            return f"{lacking[0].memory[_MEMORY_PARTS[fact]]['why']}."
         if lacking:
             names = " and ".join(side.artifact.path.name for side in lacking)
             text = fact.replace("_", " ")
@@ -165,160 +158,6 @@ def load_measurement(path: Path | str) -> Measurement:
     return Measurement.from_json(read_json(Path(path), ArtifactError, "measurement"), str(path))
 
 
-def bench(
-    artifact: Artifact | Path | str,
-    target: Target,
-    *,
-    baseline: Artifact | Path | str | None = None,
-    processes: int = 10,
-    runs: int = 70,
-    on_progress: OnProgress | None = None,
-) -> Measurement:
-    """Measure an ONNX file on a target, and its dense network in the same processes.
-
-    Where each node runs is proven first. Then both networks are timed in turns inside each of ``processes``
-    fresh processes, and memory is taken in further processes of its own.
-
-    Args:
-        artifact: The ONNX file.
-        target: The device.
-        baseline: The dense network; None: no ratios.
-        processes: Fresh processes, at least 2. The process is the unit of the intervals.
-        runs: Timed inferences of each network in each process; fewer if they take longer than
-            ``SECONDS_PER_PROCESS``, but enough in all for the 95th percentile.
-        on_progress: Called with (steps done, steps in all, what comes next).
-
-    Raises:
-        UsageError: ``processes`` or ``runs`` is too small.
-        ArtifactError: A file is at fault, or the two do not take the same input.
-        MeasurementError: The provider, the interpreter or the device is absent, or took no part.
-
-    Example:
-        >>> target = load_target("local-cpu")
-        >>> bench("slim.onnx", target, baseline="dense.onnx").latency_ratio  # doctest: +SKIP
-        Estimate(value=0.61, low=0.59, high=0.63, confidence=0.95, more_runs=None)
-    """
-    for name, count, least in (("processes", processes, 2), ("runs", runs, 1)):
-        if count < least:
-            raise UsageError(
-                "could not plan the measurement", where=name, value=count, expected=f">= {least}"
-            )
-    if target.runtime.precision != "fp32":
-        raise MeasurementError(
-            "could not measure in this precision",
-            where="runtime.precision",
-            value=f"'{target.runtime.precision}'",
-            expected="'fp32'",
-            hint="This version runs the ONNX file as it is and converts nothing.",
-        )
-    artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
-    paths = [one.path for one in artifacts]
-    runner = runner_for(target.runtime)
-    progress = _Steps(1 + len(paths) * (1 + MEMORY_REPEATS) + processes, on_progress)
-
-    progress.next("environment")
-    environment = runner.run("environment")
-    placements = []
-    for path in paths:
-        progress.next(f"placement of {path.name}")
-        placements.append(runner.run("placement", [path]))
-    _check_same_input(paths, placements)
-    timings = _time(runner, paths, processes, runs, progress)
-    memories = [_memory(runner, path, progress) for path in paths]
-    progress.next("done")
-
-    measurements = [
-        Measurement(
-            target_name=target.name,
-            target_sha256=target.sha256,
-            runtime=_as_json(target.runtime),
-            artifact=replace(one, path=Path(one.path.name)),
-            environment=environment,
-            placement=placement,
-            memory=memory,
-            latency_samples_s=tuple(tuple(ns / 1e9 for ns in answer["samples_ns"]) for answer in timing),
-            load_s=tuple(answer["load_ns"] / 1e9 for answer in timing),
-            first_inference_s=tuple(answer["first_ns"] / 1e9 for answer in timing),
-        )
-        for one, placement, memory, timing in zip(artifacts, placements, memories, timings, strict=True)
-    ]
-    notes = machine_notes(environment, target.runtime)
-    for one in measurements:
-        name = one.artifact.path.name
-        notes += latency_notes(name, one.latency_samples_s)
-        notes += memory_notes(name, one.memory["repeats"])
-        notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
-    dense = None if baseline is None else measurements[1]
-    return replace(measurements[0], baseline=dense, notes=tuple(notes))
-
-
-# --- steps of bench -----------------------------------------------------------------------------------------
-
-
-class _Steps:
-    """Counts steps for a progress display."""
-
-    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
-        self.done, self.total, self.on_progress = -1, total, on_progress
-
-    def next(self, text: str) -> None:
-        self.done += 1
-        if self.on_progress:
-            self.on_progress(self.done, self.total, text)
-
-
-def _as_artifact(given: Artifact | Path | str) -> Artifact:
-    return given if isinstance(given, Artifact) else load_artifact(given)
-
-
-def _as_json(runtime: Runtime) -> dict[str, Any]:
-    return asdict(runtime) | {"input": None if runtime.input is None else list(runtime.input)}
-
-
-def _check_same_input(paths: list[Path], placements: list[dict[str, Any]]) -> None:
-    """Two networks that take different inputs are not dense and slim of one another."""
-    texts = [
-        ", ".join(f"{value['type']} {'x'.join(map(str, value['shape']))}" for value in placement["inputs"])
-        for placement in placements
-    ]
-    if len(set(texts)) > 1:
-        raise ArtifactError(
-            "could not compare the networks",
-            where=f"the input of {paths[1].name}",
-            value=texts[1],
-            expected=f"{texts[0]} as of {paths[0].name}",
-        )
-
-
-def _time(
-    runner: Runner, paths: list[Path], processes: int, runs: int, progress: _Steps
-) -> list[list[dict[str, Any]]]:
-    """Latency jobs: for each model the worker's answer of each process."""
-    enough = math.ceil(MIN_SAMPLES[95] / processes)
-    answers: list[list[dict[str, Any]]] = [[] for _ in paths]
-    for process in range(processes):
-        progress.next(f"latency, process {process + 1} of {processes}")
-        # Who loads and starts first changes from process to process.
-        step = 1 if process % 2 == 0 else -1
-        options = {"runs": runs, "min_runs": min(runs, enough), "seconds": SECONDS_PER_PROCESS}
-        found = runner.run("latency", paths[::step], **options)["models"][::step]
-        for answer, one in zip(answers, found, strict=True):
-            answer.append(one)
-    return answers
-
-
-def _memory(runner: Runner, path: Path, progress: _Steps) -> dict[str, Any]:
-    """Memory jobs of one model: medians over fresh processes."""
-    found = []
-    for repeat in range(MEMORY_REPEATS):
-        progress.next(f"memory of {path.name}, process {repeat + 1} of {MEMORY_REPEATS}")
-        found.append(runner.run("memory", [path]))
-    why = found[0]["why"]
-    middle = {name: None if why else int(median(one[name] for one in found)) for name in MEMORY_FIGURES}
-    repeats = [] if why else [one["peak_bytes"] for one in found]
-    return {**middle, "method": found[0]["method"], "why": why, "repeats": repeats}
-
-
 # --- metrics ------------------------------------------------------------------------------------------------
 
 
@@ -346,13 +185,28 @@ def _accuracy_drop(one: Measurement) -> float | None:
     return None if slim is None or dense is None else dense - slim
 
 
+def _cold_start_ratio(one: Measurement) -> Estimate | None:
+    """Both networks start in each process, and take turns in being the first."""
+    assert one.baseline is not None
+    both = zip(one.cold_start_s, one.baseline.cold_start_s, strict=True)
+    return ratio_estimate([[pair] for pair in both])
+
+
+# Metric -> part of the memory's figures.
+_MEMORY_PARTS = {"arena_memory": "arena", "device_memory": "device"}
+
 # Percentiles and ratios of these follow by name.
 _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "latency_ratio": lambda one: one.latency_ratio,
     "throughput": _throughput,
     "load_time": lambda one: median_estimate(one.load_s),
+    "first_inference": lambda one: median_estimate(one.first_inference_s),
+    "cold_start": lambda one: median_estimate(one.cold_start_s),
+    "cold_start_ratio": _cold_start_ratio,
     "size": lambda one: float(one.artifact.size_bytes),
     "peak_memory": lambda one: _as_float(one.memory["peak_bytes"]),
+    "arena_memory": lambda one: _as_float(one.memory["arena"]["peak_bytes"]),
+    "device_memory": lambda one: _as_float(one.memory["device"]["peak_bytes"]),
     "params": lambda one: _as_float(one.artifact.params),
     "macs": lambda one: _as_float(one.artifact.macs),
     "instructions": lambda _: None,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
 from edgeprune.artifact import Artifact
 
-MEASUREMENT_FORMAT = 1
+MEASUREMENT_FORMAT = 2
 MEMORY_FIGURES = ("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes")
 
 
@@ -35,9 +35,17 @@ def _is_placement(value: Any) -> bool:
 
 
 def _is_memory(value: Any) -> bool:
-    if not isinstance(value, dict) or not {*MEMORY_FIGURES, "method", "why", "repeats"} <= set(value):
+    parts = {"arena": ("peak_bytes", "held_bytes"), "device": ("peak_bytes",)}
+    if not _is_told(value, MEMORY_FIGURES) or not {"repeats", *parts} <= set(value):
         return False
-    return all(_is_number(value[name]) or (value["why"] and value[name] is None) for name in MEMORY_FIGURES)
+    return all(_is_told(value[part], figures) for part, figures in parts.items())
+
+
+def _is_told(value: Any, figures: Sequence[str]) -> bool:
+    """Whether there are numbers with their method, or None for each and why."""
+    if not isinstance(value, dict) or not {*figures, "method", "why"} <= set(value):
+        return False
+    return all(_is_number(value[name]) or (value["why"] and value[name] is None) for name in figures)
 
 
 def _is_artifact(value: Any) -> bool:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from edgeprune.metrics import Estimate
+from edgeprune.statistics import MIN_PROCESSES, MINIMAL_CLAIM
 from edgeprune.target import Runtime
 
 BUSY_SHARE = 0.5  # load average per core before the first run
 DRIFT = 0.05  # first third of the processes against the last
+STEAL = 0.02  # of the time that processors wanted to run
+THROTTLED = 0.01  # of the time
 OUTLIER_FACTOR = 2.0  # times the median of its process
 OUTLIER_SHARE = 0.01
 MEMORY_SPREAD_BYTES = 10**6
@@ -33,7 +37,67 @@ def machine_notes(environment: dict[str, Any], runtime: Runtime) -> list[str]:
         notes.append(
             f"{runtime.threads} threads share {cores} cores: set runtime.threads to {cores} or less."
         )
+    quota = environment.get("cpu_quota")
+    if quota is not None and quota < runtime.threads:
+        notes.append(
+            f"A control group allows {quota:g} CPUs, fewer than the threads ({runtime.threads}): "
+            "lift the limit of the container or service, or set runtime.threads to fit."
+        )
     return notes
+
+
+def disturbance_notes(environment: dict[str, Any]) -> list[str]:
+    """What came between while the networks were timed, from the counters that the workers read."""
+    notes = []
+    steal, others = environment.get("steal_share"), environment.get("others_cpus")
+    throttled, thermal = environment.get("throttled_share"), environment.get("thermal_events")
+    if steal is not None and steal > STEAL:
+        notes.append(
+            f"The hypervisor gave {steal:.1%} of the processor's time to other machines: "
+            "measure on a host of its own, or when its neighbours are quiet."
+        )
+    if others is not None and others > BUSY_SHARE * environment["cores"]:
+        notes.append(
+            f"Other processes kept {others:.1f} of {environment['cores']} cores busy during the timed runs: "
+            "end them and measure again."
+        )
+    if throttled is not None and throttled > THROTTLED:
+        notes.append(
+            f"A control group's CPU quota held the timed runs up for {throttled:.1%} of the time: "
+            "lift the limit of the container or service."
+        )
+    if thermal:
+        notes.append(
+            f"The processor slowed itself down for heat {thermal:g} times during the timed runs: "
+            "cool it better, or let it rest, and measure again."
+        )
+    return notes
+
+
+def width_notes(
+    estimate: Estimate | None, processes: int, stopped: str, budget_seconds: float | None
+) -> list[str]:
+    """That an interval is wider than it could be, or from too few processes, and what would mend it.
+
+    Args:
+        estimate: What decided when it was enough.
+        processes: How many were timed.
+        stopped: ``"narrow"``, ``"budget"`` or ``"processes"``: what ended it.
+        budget_seconds: The limit of time, if there was one.
+    """
+    few = processes < MIN_PROCESSES
+    wanted = None if estimate is None else estimate.more_runs
+    if stopped == "narrow" or not (few or wanted):
+        return []
+    if stopped == "budget":
+        why, mend = f"the {budget_seconds:g} s were spent", "allow more time"
+    else:
+        why, mend = "no more were asked for", "ask for more"
+    what = f"Only {processes} processes were timed" if few else f"{processes} processes were timed"
+    wide = "" if wanted is None else f", and the interval is wider than {MINIMAL_CLAIM:.0%} to either side"
+    # Fewer than that say little of their own spread, and less of how many it takes.
+    need = f"at least {MIN_PROCESSES} processes" if few else f"about {wanted} processes would do"
+    return [f"{what}, since {why}{wide}: {mend} ({need}) or end other work."]
 
 
 def latency_notes(name: str, samples_by_process: Sequence[Sequence[float]]) -> list[str]:

@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.artifact import Artifact, load_artifact
+from edgeprune.benchmark import bench
 from edgeprune.errors import ArtifactError, MeasurementError, UsageError
 from edgeprune.files import write_json
-from edgeprune.measurement import Measurement, bench, load_measurement
+from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.runners import RUNNERS
 from edgeprune.target import Runtime, Target
@@ -41,6 +42,7 @@ class FakeRunner:
 
     environment: dict[str, Any] = {"load_average": 0.1, "cores": 4, "governor": None}  # noqa: RUF012
     slowness: Callable[[int], float] = staticmethod(lambda process: 1 + 0.001 * process)
+    machine: dict[str, Any] = {}  # noqa: RUF012
     left_to_cpu: Sequence[dict[str, str]] = ()
     memory_why: str | None = None
     memory_step_bytes = 1000
@@ -63,8 +65,15 @@ class FakeRunner:
             peak = None if self.memory_why else (4 if models[0].stem == "dense" else 1) * 10**6
             peak = peak and peak + self.memory_step_bytes * times
             figures = dict.fromkeys(("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes"), peak)
-            return {**figures, "method": "fake", "why": self.memory_why}
-        return {"models": [self._timed(path.stem, times - 1, options["runs"]) for path in models]}
+            answer = {**figures, "method": "fake", "why": self.memory_why, "arena": None, "device": None}
+            if options["arena"]:
+                share = peak and peak // 4
+                told = {"method": share and "fake", "why": self.memory_why}
+                answer |= {"arena": {"peak_bytes": share, "held_bytes": share, **told}}
+                answer |= {"device": {"peak_bytes": None, "method": None, "why": "it has no GPU"}}
+            return answer
+        models_ = [self._timed(path.stem, times - 1, options["runs"]) for path in models]
+        return {"models": models_, "machine": self.machine}
 
     def _timed(self, name: str, process: int, runs: int) -> dict[str, Any]:
         ns = round((2_000_000 if name == "dense" else 1_000_000) * self.slowness(process))
@@ -103,10 +112,17 @@ def test_values() -> None:
     load = measured.value("load_time")
     assert isinstance(load, Estimate)
     assert load.value == pytest.approx(3e-3, rel=0.01)
+    assert measured.cold_start_s == pytest.approx([5 * p50.value] * 10, rel=0.01)
+    for metric, value in {"first_inference": 2e-3, "cold_start": 5e-3, "cold_start_ratio": 0.5}.items():
+        found = measured.value(metric)
+        assert isinstance(found, Estimate)
+        assert found.value == pytest.approx(value, rel=0.01)
+        assert found.low < found.value < found.high
     expected = {
         "size": 600, "size_ratio": 0.6, "params": 30, "params_ratio": 0.5, "macs": 50, "macs_ratio": 0.5,
         "accuracy": 0.9, "accuracy_drop": 0.05, "parity_error": 1e-6, "cpu_nodes": 0,
         "peak_memory": 1_002_000, "peak_memory_ratio": 1_002_000 / 4_005_000,
+        "arena_memory": 250_250, "arena_memory_ratio": 250_250 / 1_001_000,
     }  # fmt: skip
     for metric, value in expected.items():
         assert measured.value(metric) == pytest.approx(value), metric
@@ -132,6 +148,8 @@ def test_reasons(device: type[FakeRunner]) -> None:
         "instructions_ratio": "This version does not count instructions.",
         "peak_memory": "this system has no /proc.",
         "peak_memory_ratio": "this system has no /proc.",
+        "arena_memory": "this system has no /proc.",
+        "device_memory_ratio": "it has no GPU.",
         "macs": "No sidecar tells the macs of bare.onnx: `edgeprune export` writes one.",
         "params_ratio": "No sidecar tells the params of dense.onnx: `edgeprune export` writes one.",
         "accuracy_drop": "No sidecar tells the accuracy of bare.onnx: `edgeprune export` writes one.",
@@ -171,16 +189,17 @@ def test_the_order_of_work(device: Any) -> None:
         ("environment", []),
         ("placement", ["slim"]),
         ("placement", ["dense"]),
+        *[("memory", ["slim"])] * 3,
+        *[("memory", ["dense"])] * 3,
         ("latency", ["slim", "dense"]),
         ("latency", ["dense", "slim"]),
         ("latency", ["slim", "dense"]),
-        *[("memory", ["slim"])] * 3,
-        *[("memory", ["dense"])] * 3,
     ]
-    assert calls[3][2] == {"runs": 70, "min_runs": 44, "seconds": 3.0}  # 3 x 44 >= 130
+    assert [options["arena"] for job, _, options in calls if job == "memory"] == [True, False, False] * 2
+    assert calls[9][2] == {"runs": 70, "min_runs": 44, "seconds": 3.0}  # 3 x 44 >= 130
     assert [done for done, _, _ in steps] == list(range(13))
     assert {total for _, total, _ in steps} == {12}
-    assert steps[3][2] == "latency, process 1 of 3"
+    assert steps[9][2] == "latency, process 1 of at most 3"
 
 
 def test_samples_stay_with_their_model_and_process(device: type[FakeRunner]) -> None:
@@ -238,7 +257,7 @@ def _with(value: Any, *keys: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_with(2, "format"), "of another format"),
+        (_with(1, "format"), "of another format"),
         (_without("format"), "of another format"),
         (_without("notes"), "with notes missing or unknown"),
         (_with(1, "extra"), "with extra missing or unknown"),
@@ -251,6 +270,9 @@ def _with(value: Any, *keys: str) -> Callable[[dict[str, Any]], object]:
         (_with([1.0], "load_s"), "wrong in 'load_s'"),
         (_with(None, "memory", "peak_bytes"), "wrong in 'memory'"),
         (_with({}, "memory"), "wrong in 'memory'"),
+        (_with({}, "memory", "arena"), "wrong in 'memory'"),
+        (_with(None, "memory", "arena", "held_bytes"), "wrong in 'memory'"),
+        (_with(None, "memory", "device"), "wrong in 'memory'"),
         (_with([1], "placement", "left_to_cpu"), "wrong in 'placement'"),
         (_with("many", "artifact", "macs"), "wrong in 'artifact'"),
         (_with({"test": "good"}, "artifact", "accuracy"), "wrong in 'artifact'"),
@@ -258,7 +280,7 @@ def _with(value: Any, *keys: str) -> Callable[[dict[str, Any]], object]:
         (_with([1], "notes"), "wrong in 'notes'"),
         (_with({}, "baseline"), "of another format of its baseline"),
         (_with(True, "baseline", "artifact", "size_bytes"), "wrong in 'artifact' of its baseline"),
-        (_with({"format": 1}, "baseline", "baseline"), "with a baseline of its baseline"),
+        (_with({"format": 2}, "baseline", "baseline"), "with a baseline of its baseline"),
     ],
 )
 @pytest.mark.usefixtures("device")

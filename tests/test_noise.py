@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from edgeprune.noise import latency_notes, machine_notes, memory_notes, placement_notes
+from edgeprune.metrics import Estimate
+from edgeprune.noise import (
+    disturbance_notes,
+    latency_notes,
+    machine_notes,
+    memory_notes,
+    placement_notes,
+    width_notes,
+)
 from edgeprune.target import Runtime
 
 
@@ -32,6 +40,60 @@ def test_machine(machine: tuple[Any, ...], note: str) -> None:
 
 def test_quiet_machine() -> None:
     assert _machine(1.9, "performance", 4) == []
+
+
+@pytest.mark.parametrize(("quota", "threads", "notes"), [(None, 4, 0), (2.0, 2, 0), (1.5, 2, 1), (0.5, 1, 1)])
+def test_quota_below_the_threads(quota: float | None, threads: int, notes: int) -> None:
+    environment = {"load_average": 0.0, "cores": 4, "governor": None, "cpu_quota": quota}
+    found = machine_notes(environment, Runtime(threads=threads))
+    assert len(found) == notes
+    if found:
+        assert found[0].startswith(
+            f"A control group allows {quota:g} CPUs, fewer than the threads ({threads}): "
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "harmless", "harmful", "note"),
+    [
+        ("steal_share", 0.02, 0.031, "The hypervisor gave 3.1% of the processor's time to other machines: "),
+        ("others_cpus", 2.0, 2.5, "Other processes kept 2.5 of 4 cores busy during the timed runs: end them"),
+        ("throttled_share", 0.01, 0.2, "A control group's CPU quota held the timed runs up for 20.0% of the"),
+        ("thermal_events", 0, 3, "The processor slowed itself down for heat 3 times during the timed runs: "),
+    ],
+)
+def test_what_came_between(name: str, harmless: float, harmful: float, note: str) -> None:
+    assert disturbance_notes({"cores": 4}) == []
+    assert disturbance_notes({"cores": 4, name: None}) == []
+    assert disturbance_notes({"cores": 4, name: harmless}) == []
+    (found,) = disturbance_notes({"cores": 4, name: harmful})
+    assert found.startswith(note)
+
+
+NARROW, WIDE = Estimate(1.0, 0.97, 1.03), Estimate(1.0, 0.9, 1.1, more_runs=40)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "processes", "stopped", "note"),
+    [
+        (NARROW, 10, "narrow", None),
+        (NARROW, 10, "processes", None),
+        (None, 30, "processes", None),
+        (NARROW, 4, "processes", "Only 4 processes were timed, since no more were asked for: ask for more "
+         "(at least 10 processes) or end other work."),
+        (WIDE, 6, "budget", "Only 6 processes were timed, since the 20 s were spent, and the interval is "
+         "wider than 3% to either side: allow more time (at least 10 processes) or end other work."),
+        (WIDE, 30, "budget", "30 processes were timed, since the 20 s were spent, and the interval is wider "
+         "than 3% to either side: allow more time (about 40 processes would do) or end other work."),
+        (WIDE, 30, "processes", "30 processes were timed, since no more were asked for, and the interval"),
+    ],
+)  # fmt: skip
+def test_interval_that_could_be_better(
+    estimate: Estimate | None, processes: int, stopped: str, note: str | None
+) -> None:
+    found = width_notes(estimate, processes, stopped, 20.0)
+    assert len(found) == (note is not None)
+    assert not note or found[0].startswith(note)
 
 
 def _processes(step: float) -> list[list[float]]:

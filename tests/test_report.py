@@ -66,6 +66,8 @@ def measure(name: str, base_s: float, **facts: object) -> Measurement:
         "method": "high-water mark of the process",
         "why": None,
         "repeats": [5_800_000] * 3,
+        "arena": {"peak_bytes": 1_200_000, "held_bytes": 2_000_000, "method": "a profile", "why": None},
+        "device": {"peak_bytes": None, "method": None, "why": "there is no GPU"},
     }
     measurement = Measurement(
         target_name="this machine, CPU, 1 thread",
@@ -231,6 +233,7 @@ def test_what_was_not_measured_is_said_and_why():
     assert "No sidecar tells the accuracy of slim.onnx" in text
     assert "Dense against slim" not in text
     no_memory = dict.fromkeys(SLIM.memory) | {"why": "this system does not tell", "repeats": []}
+    no_memory |= dict.fromkeys(("arena", "device"), SLIM.memory["device"])
     text = report_markdown(report_of(replace(SLIM, memory=no_memory, baseline=None), ()))
     assert "| peak memory | not measured |" in text
     assert "this system does not tell" in text

@@ -9,8 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from edgeprune.metrics import Estimate
 from edgeprune.statistics import (
+    MIN_PROCESSES,
     MINIMAL_CLAIM,
+    is_narrow,
     median_estimate,
     min_samples,
     percentile_estimate,
@@ -65,6 +68,81 @@ def test_ratio_interval_covers_where_the_naive_bootstrap_does_not(kind: str) -> 
     assert ours / repeats >= 0.90
     assert np.median(widths) < 0.2, "covering by being useless does not count"
     assert naive / repeats <= 0.75
+
+
+def _until_narrow(figures: NDArray[np.float64]) -> tuple[Estimate, int]:
+    """What a measurement says that ends when its interval is narrow, and its number of processes."""
+    count = MIN_PROCESSES
+    # The median of one figure per process has the same width as the ratio, and is found faster.
+    while count < len(figures) and not is_narrow(median_estimate(figures[:count].tolist()), count):
+        count += 1
+    return ratio_estimate([[(figure, 1.0)] for figure in figures[:count].tolist()]), count
+
+
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("likeness", "spread"),
+    [
+        (0.0, 0.04),
+        (0.5, 0.06),
+        *(pytest.param(0.0, spread, marks=_SLOW) for spread in (0.02, 0.06, 0.1)),
+        *(pytest.param(0.3, spread, marks=_SLOW) for spread in (0.02, 0.04, 0.06, 0.1)),
+        *(pytest.param(0.5, spread, marks=_SLOW) for spread in (0.02, 0.04, 0.1)),
+    ],
+)
+def test_ratio_interval_covers_although_it_ends_when_it_is_narrow(likeness: float, spread: float) -> None:
+    """Processes differ by ``spread`` and drift: neighbours are alike by ``likeness``. The truth is 1."""
+    rng = np.random.default_rng(12)
+    repeats, most = 300, 30
+    noise = rng.normal(0, spread, (repeats, most))
+    logs = noise.copy()
+    for process in range(1, most):
+        logs[:, process] = likeness * logs[:, process - 1] + math.sqrt(1 - likeness**2) * noise[:, process]
+    ends = [_until_narrow(figures) for figures in np.exp(logs)]
+    covered = np.mean([found.low <= 1 <= found.high for found, _ in ends])
+    assert covered >= 0.90  # with a likeness of 0.6 it is 0.895 at worst, in 20,000 repeats
+    if spread <= 0.04 and not likeness:
+        assert np.mean([count < most for _, count in ends]) > 0.9, "never ending early would cover too"
+
+
+def test_ending_at_a_narrow_interval_without_the_two_precautions_covers_too_seldom() -> None:
+    # Looked at from the 3rd process on, with an interval of its own width: chance decides when it ends.
+    rng = np.random.default_rng(13)
+    covered = 0
+    for _ in range(300):
+        logs = rng.normal(0, 0.06, 30)
+        for count in range(3, 31):
+            half = 1.96 * float(np.std(logs[:count], ddof=1)) / math.sqrt(count)
+            if half <= 0.03:
+                break
+        covered += abs(float(np.mean(logs[:count]))) <= half
+    assert covered / 300 < 0.85
+
+
+def test_neighbours_that_are_alike_widen_the_interval() -> None:
+    figures = np.exp(np.repeat([0.05, -0.05, 0.03, -0.03], 5) + 0.01 * np.sin(np.arange(20)))
+    drifting = ratio_estimate([[(figure, 1.0)] for figure in figures])
+    mixed = ratio_estimate([[(figure, 1.0)] for figure in np.random.default_rng(0).permutation(figures)])
+    assert drifting.high / drifting.value - 1 > 1.5 * (mixed.high / mixed.value - 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "processes", "narrow"), [(None, 10, True), (None, 9, False), (20, 10, False), (20, 50, False)]
+)
+def test_narrow_is_what_is_never_claimed_narrower(more: int | None, processes: int, narrow: bool) -> None:
+    assert is_narrow(Estimate(1.0, 0.97, 1.03, more_runs=more), processes) == narrow
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5, 9])
+def test_few_processes_have_wide_intervals_that_cover(processes: int) -> None:
+    rng = np.random.default_rng(14)
+    covered = 0
+    for _ in range(300):
+        found = ratio_estimate([[(math.exp(x), 1.0)] for x in rng.normal(0, 0.08, processes)])
+        covered += found.low <= 1 <= found.high
+    assert covered / 300 >= 0.90
 
 
 def test_percentile_interval_covers() -> None:

@@ -22,7 +22,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.runners.local import WORKER
-from edgeprune.runners.worker import common, environment, jobs, latency, memory, placement, session
+from edgeprune.runners.worker import (
+    common,
+    environment,
+    jobs,
+    latency,
+    memory,
+    placement,
+    session,
+)
 
 JOB = {"provider": common.CPU, "provider_options": {}, "threads": 1, "input": None}
 
@@ -174,6 +182,8 @@ def test_memory_job_sees_the_weights(tmp_path: Path, threads: int) -> None:
     assert found[2]["peak_bytes"] < 1e6
     assert "MALLOC_MMAP_THRESHOLD_=65536" in found[0]["method"]
     assert found[0]["why"] is None
+    assert found[0]["arena"] is None, "it was not asked for"
+    assert "only CUDA" in found[0]["device"]["why"]
 
 
 @pytest.mark.parametrize("profile", [False, True])
@@ -209,6 +219,8 @@ class FakeMachine:
         self.now, self.calls = 0, ""
         monkeypatch.setattr(latency, "warm_library", lambda: None)
         monkeypatch.setattr(latency, "open_timed", self.open)
+        told = SimpleNamespace(so_far=lambda: {"steal_share": 0.5})
+        monkeypatch.setattr(latency, "Disturbance", lambda: told)
         monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: self.now)
 
     def open(self, _: Any, model: str) -> tuple[Any, dict[str, int]]:
@@ -234,7 +246,8 @@ def test_latency_interleaves_abba_and_throws_the_first_run_of_a_turn_away(machin
         "models": [
             {"load_ns": 7, "first_ns": 8, "samples_ns": [3] * 20},
             {"load_ns": 7, "first_ns": 8, "samples_ns": [1] * 20},
-        ]
+        ],
+        "machine": {"steal_share": 0.5},
     }
     assert not gc.isenabled()
 

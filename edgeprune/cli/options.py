@@ -121,7 +121,14 @@ EXPORT = [
 TARGET = [
     _option("--target", metavar="NAME", text="A shipped target's name or a .toml file.", default="local-cpu")
 ]
-BENCH = [_option("--processes", type=click.IntRange(2), text="Fresh processes to time in.", default="10")]
+BENCH = [
+    _option("--processes", type=click.IntRange(2), text="Fresh processes to time in, at most.", default="30"),
+    _option(
+        "--budget-seconds",
+        type=click.FloatRange(0, min_open=True),
+        text="Time for the measurement. It ends before if the interval is narrow.",
+    ),
+]
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

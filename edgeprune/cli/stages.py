@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, given, take
+from edgeprune.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeprune.pipeline import RunFolder
@@ -19,7 +20,6 @@ def open_or_make(out: Path | None, settings: dict[str, Any], *, make: bool) -> R
     """The run folder with the given settings laid over its own."""
     from dataclasses import replace
 
-    from edgeprune.errors import UsageError
     from edgeprune.pipeline import Settings
     from edgeprune.pipeline.folder import is_run_folder, new_run, open_run
 
@@ -167,27 +167,45 @@ def _folder(place: Path | None, out: Path | None) -> Path | None:
 @click.option(
     "--save",
     type=FILE,
-    default=Path("measurement.json"),
-    show_default=True,
     metavar="FILE",
-    help="Where the measurement of an ONNX file goes.",
+    help="Where the figures of an ONNX file go.  [default: measurement.json; sweep.json]",
 )
+@click.option("--sweep-batch", metavar="1,2,4", help="Measure at each of these batch sizes.")
+@click.option("--sweep-threads", metavar="1,2", help="Measure with each of these numbers of threads.")
 @take(*BY_COMMAND["bench"], OUT, JSON)
 def bench(
-    model: Path | None, baseline: Path | None, save: Path, out: Path | None, as_json: bool, **options: Any
+    model: Path | None,
+    baseline: Path | None,
+    save: Path | None,
+    sweep_batch: str | None,
+    sweep_threads: str | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure latency, memory and placement of MODEL.
 
-    MODEL is an ONNX file, measured beside --baseline in the same processes, or a run folder.
+    MODEL is an ONNX file, measured beside --baseline in the same processes, or a run folder. It ends as soon
+    as no narrower interval would be claimed (3 % to either side, after at least 10 processes).
     """
+    batches, threads = counts("--sweep-batch", sweep_batch), counts("--sweep-threads", sweep_threads)
     folder = _folder(model, out)
+    if folder is not None and (batches or threads):
+        raise UsageError(
+            "could not sweep",
+            where="MODEL",
+            value=f"the run folder {folder}",
+            expected="an ONNX file",
+            hint=f"Name its files: {folder / 'slim.onnx'} --baseline {folder / 'dense.onnx'}.",
+        )
     if folder is not None:
         go(folder, options, ("bench",), as_json, make=False)
         return
+    from edgeprune.benchmark import PROCESSES
+    from edgeprune.benchmark import bench as measure
     from edgeprune.cli.display import Display
-    from edgeprune.errors import UsageError
     from edgeprune.files import write_json
-    from edgeprune.measurement import bench as measure
+    from edgeprune.sweep import measure_sweep
     from edgeprune.target import load_target
 
     if model is None:
@@ -195,16 +213,66 @@ def bench(
             "could not measure", where="MODEL", value="missing", expected="an .onnx file or a run folder"
         )
     target = load_target(options["target"] or "local-cpu")
+    processes, budget_seconds = options["processes"] or PROCESSES, options["budget_seconds"]
+    if batches or threads:
+        with Display() as display:
+            points = measure_sweep(
+                model, target, baseline=baseline, batches=batches, threads=threads, processes=processes,
+                budget_seconds=budget_seconds, on_progress=display.step,
+            )  # fmt: skip
+        tell_sweep(points, save or Path("sweep.json"), as_json)
+        return
     with Display() as display:
         measurement = measure(
-            model, target, baseline=baseline, processes=options["processes"] or 10, on_progress=display.step
-        )
+            model, target, baseline=baseline, processes=processes,
+            budget_seconds=budget_seconds, on_progress=display.step,
+        )  # fmt: skip
+    save = save or Path("measurement.json")
     write_json(save, measurement.to_json())
     if as_json:
         click.echo(json.dumps({**measurement.to_json(), "saved": str(save), "exit_code": 0}))
         return
     tell_measurement(measurement)
     click.echo(f"measurement: {save}")
+
+
+def counts(option: str, text: str | None) -> tuple[int, ...]:
+    """The whole numbers of a list like 1,2,4; none without the option."""
+    if text is None:
+        return ()
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise UsageError(
+            "could not read an option", where=option, value=repr(text), expected="whole numbers as 1,2,4"
+        ) from None
+
+
+def tell_sweep(points: Any, save: Path, as_json: bool) -> None:
+    """Save a sweep; print its table with the notes of its places, or all of it as JSON."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgeprune.files import write_json
+    from edgeprune.sweep import sweep_rows, sweep_to_json
+
+    content = sweep_to_json(points)
+    write_json(save, content)
+    if as_json:
+        click.echo(json.dumps({**content, "saved": str(save), "exit_code": 0}))
+        return
+    header, rows = sweep_rows(points)
+    table = Table(box=None, pad_edge=False)
+    for column, name in enumerate(header):
+        table.add_column(name, justify="left" if column == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    for point in points:
+        for note in point.measurement.notes:
+            console.print(f"note: batch {point.batch}, threads {point.threads}: {note}")
+    click.echo(f"sweep: {save}")
 
 
 def tell_measurement(measurement: Any) -> None:

@@ -8,9 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 from edgeprune.artifact import load_artifact
+from edgeprune.benchmark import bench
 from edgeprune.errors import MeasurementError, RunError
 from edgeprune.files import read_json, sha256_json, write_json, write_text
-from edgeprune.measurement import Measurement, bench, load_measurement
+from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.pipeline.context import Context
 from edgeprune.report import class_structure, junit_xml, make_report, report_html, report_markdown
 from edgeprune.target import Target
@@ -57,6 +58,7 @@ def bench_both(context: Context) -> dict[str, Any]:
         context.target,
         baseline=load_artifact(run.file("dense.onnx")),
         processes=run.settings.processes,
+        budget_seconds=run.settings.budget_seconds,
         on_progress=context.listener.step,
     )
     write_json(run.file("measurement.json"), measurement.to_json())

@@ -51,7 +51,8 @@ class Settings:
         dynamic_batch: Leave the batch size of the ONNX files open.
         tolerance: Largest relative difference between ONNX and torch.
         target: Target file, a name or a path.
-        processes: Fresh processes of the latency measurement.
+        processes: Fresh processes of the latency measurement, at most.
+        budget_seconds: Of the whole measurement; None: no limit.
     """
 
     model: str
@@ -87,7 +88,8 @@ class Settings:
     dynamic_batch: bool = False
     tolerance: float = 1e-4
     target: str = "local-cpu"
-    processes: int = 10
+    processes: int = 30
+    budget_seconds: float | None = None
 
     def dense_epochs(self) -> int:
         """Epochs of dense training."""

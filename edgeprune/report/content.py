@@ -28,7 +28,11 @@ _ROWS = (
     ("latency_p95", ""),
     ("latency_p99", ""),
     ("load_time", ""),
+    ("first_inference", ""),
+    ("cold_start", "cold_start_ratio"),
     ("peak_memory", "peak_memory_ratio"),
+    ("arena_memory", "arena_memory_ratio"),
+    ("device_memory", "device_memory_ratio"),
     ("instructions", "instructions_ratio"),
     ("parity_error", ""),
     ("cpu_nodes", ""),
@@ -288,6 +292,11 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
         lines.append(f"Nodes left to the CPU: {nodes}.")
     if measurement.memory["method"]:
         lines.append(f"Memory: {measurement.memory['method']}.")
+    for part, name in (("arena", "arena_memory"), ("device", "device_memory")):
+        if measurement.memory[part]["method"]:
+            text = METRICS[name].text
+            lines.append(f"{text[0].upper()}{text[1:]}: {measurement.memory[part]['method']}.")
+    lines.append("Cold start: loading and the first inference, the file being in the system's cache.")
     for name, network in (("dense", dense), ("slim" if dense else "network", measurement)):
         if network:
             lines.append(f"File, {name}: {network.artifact.path.name}, sha256 {network.artifact.sha256}.")

@@ -7,6 +7,7 @@ import platform
 import re
 
 from .common import IMPORT_ERROR, OLDEST, Fault, Job, first_match, np, ort, plain
+from .disturbance import cpu_quota
 
 
 def environment(_: Job) -> Job:
@@ -20,6 +21,7 @@ def environment(_: Job) -> Job:
         "cpu": first_match("/proc/cpuinfo", r"(?:model name|Model|Hardware)\s*: (.+)")
         or platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cpu_quota": cpu_quota(),
         "governor": first_match("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", r"(\S+)") or None,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "providers": ort.get_available_providers(),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from .common import WARM_UP, Job, blaming, ort
+from .disturbance import Disturbance
 from .session import DTYPES, make_inputs, open_session, run_once, session_options, warm_library
 
 BLOCK = 5  # timed runs between two switches of models
@@ -27,9 +28,10 @@ def latency(job: Job) -> Job:
     samples: list[list[int]] = [[] for _ in opened]
     turns = [*range(len(opened)), *reversed(range(len(opened)))]
     clock = time.perf_counter_ns
-    deadline = clock() + int(job["seconds"] * 1e9)
     gc.collect()
     gc.disable()
+    disturbance = Disturbance()
+    deadline = clock() + int(job["seconds"] * 1e9)
     while len(samples[0]) < job["runs"] and (len(samples[0]) < job["min_runs"] or clock() < deadline):
         for index in turns:
             run, record = opened[index][0], samples[index].append
@@ -38,7 +40,8 @@ def latency(job: Job) -> Job:
                 start = clock()
                 run()
                 record(clock() - start)
-    return {"models": [{**o[1], "samples_ns": taken} for o, taken in zip(opened, samples, strict=True)]}
+    models = [{**o[1], "samples_ns": taken} for o, taken in zip(opened, samples, strict=True)]
+    return {"models": models, "machine": disturbance.so_far()}
 
 
 def open_timed(job: Job, model: str) -> tuple[Callable[[], None], dict[str, int]]:

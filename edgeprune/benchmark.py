@@ -1,0 +1,270 @@
+"""Measuring an ONNX file on a target: what runs when, and when it is enough. Device side: no torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from edgeprune.artifact import Artifact, load_artifact
+from edgeprune.errors import ArtifactError, MeasurementError, UsageError
+from edgeprune.measurement import Measurement
+from edgeprune.measurement_format import MEMORY_FIGURES
+from edgeprune.metrics import Estimate
+from edgeprune.noise import (
+    disturbance_notes,
+    latency_notes,
+    machine_notes,
+    memory_notes,
+    placement_notes,
+    width_notes,
+)
+from edgeprune.runners import Runner, runner_for
+from edgeprune.statistics import MIN_PROCESSES, MIN_SAMPLES, is_narrow, percentile_estimate, ratio_estimate
+from edgeprune.target import Runtime, Target
+
+MEMORY_REPEATS = 3
+PROCESSES = 30
+SECONDS_PER_PROCESS = 3.0  # of timed runs, once there are enough for the 95th percentile
+NOT_TOLD = "this runner does not tell it"
+
+OnProgress = Callable[[int, int, str], None]
+
+
+def bench(
+    artifact: Artifact | Path | str,
+    target: Target,
+    *,
+    baseline: Artifact | Path | str | None = None,
+    processes: int = PROCESSES,
+    runs: int = 70,
+    budget_seconds: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Measurement:
+    """Measure an ONNX file on a target, and its dense network in the same processes.
+
+    Where each node runs is proven first, and memory is taken in processes of its own. Then both networks are
+    timed in turns inside fresh processes. That ends as soon as the interval of the ratio (of the median
+    latency without a dense network) reaches no further than 3 % to either side after at least 10 processes,
+    since nothing narrower is ever claimed; or when the next process would not end within ``budget_seconds``,
+    or after ``processes``.
+
+    Args:
+        artifact: The ONNX file.
+        target: The device.
+        baseline: The dense network; None: no ratios.
+        processes: Fresh processes at most, at least 2. The process is the unit of the intervals.
+        runs: Timed inferences of each network in each process; fewer if they take longer than
+            ``SECONDS_PER_PROCESS``, but enough in all for the 95th percentile.
+        budget_seconds: Of the whole measurement; None: no limit. What comes before the timed processes, and
+            the first two of these, is done in any case.
+        on_progress: Called with (steps done, steps in all, what comes next).
+
+    Raises:
+        UsageError: ``processes``, ``runs`` or ``budget_seconds`` is too small.
+        ArtifactError: A file is at fault, or the two do not take the same input.
+        MeasurementError: The provider, the interpreter or the device is absent, or took no part.
+
+    Example:
+        >>> target = load_target("local-cpu")
+        >>> bench("slim.onnx", target, baseline="dense.onnx").latency_ratio  # doctest: +SKIP
+        Estimate(value=0.61, low=0.59, high=0.63, confidence=0.95, more_runs=None)
+    """
+    started = time.monotonic()
+    check_options(processes=processes, runs=runs, budget_seconds=budget_seconds)
+    if target.runtime.precision != "fp32":
+        raise MeasurementError(
+            "could not measure in this precision",
+            where="runtime.precision",
+            value=f"'{target.runtime.precision}'",
+            expected="'fp32'",
+            hint="This version runs the ONNX file as it is and converts nothing.",
+        )
+    artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
+    paths = [one.path for one in artifacts]
+    runner = runner_for(target.runtime)
+    progress = _Steps(1 + len(paths) * (1 + MEMORY_REPEATS) + processes, on_progress)
+
+    progress.next("environment")
+    environment = runner.run("environment")
+    placements = []
+    for path in paths:
+        progress.next(f"placement of {path.name}")
+        placements.append(runner.run("placement", [path]))
+    _check_same_input(paths, placements)
+    memories = [_memory(runner, path, progress) for path in paths]
+    timing = Timing(processes, runs, budget_seconds, started)
+    timing.run(runner, paths, progress)
+    progress.finish()
+
+    environment = {**environment, **timing.disturbance()}
+    measurements = [
+        Measurement(
+            target_name=target.name,
+            target_sha256=target.sha256,
+            runtime=_as_json(target.runtime),
+            artifact=replace(one, path=Path(one.path.name)),
+            environment=environment,
+            placement=placement,
+            memory=memory,
+            latency_samples_s=tuple(tuple(ns / 1e9 for ns in answer["samples_ns"]) for answer in answers),
+            load_s=tuple(answer["load_ns"] / 1e9 for answer in answers),
+            first_inference_s=tuple(answer["first_ns"] / 1e9 for answer in answers),
+        )
+        for one, placement, memory, answers in zip(
+            artifacts, placements, memories, timing.answers, strict=True
+        )
+    ]
+    notes = machine_notes(environment, target.runtime) + disturbance_notes(environment)
+    notes += width_notes(timing.estimate(), len(timing.machines), timing.stopped, budget_seconds)
+    for one in measurements:
+        name = one.artifact.path.name
+        notes += latency_notes(name, one.latency_samples_s)
+        notes += memory_notes(name, one.memory["repeats"])
+        notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
+    dense = None if baseline is None else measurements[1]
+    return replace(measurements[0], baseline=dense, notes=tuple(notes))
+
+
+def check_options(*, processes: int, runs: int, budget_seconds: float | None) -> None:
+    """Refuse what could not be measured with."""
+    for name, count, least in (("processes", processes, 2), ("runs", runs, 1)):
+        if count < least:
+            raise UsageError(
+                "could not plan the measurement", where=name, value=count, expected=f">= {least}"
+            )
+    if budget_seconds is not None and not budget_seconds > 0:
+        raise UsageError(
+            "could not plan the measurement", where="budget_seconds", value=budget_seconds, expected="> 0"
+        )
+
+
+@dataclass
+class Timing:
+    """The timed processes of a measurement, as many as it takes.
+
+    Attributes:
+        most: Processes at most.
+        runs: Timed inferences of each network in a process.
+        budget_s: Of the whole measurement; None: no limit.
+        started_s: When it began, on the monotonic clock.
+        answers: For each network the worker's answer of each process.
+        machines: What else happened on the machine, by process.
+        stopped: Why there are no more processes.
+    """
+
+    most: int
+    runs: int
+    budget_s: float | None
+    started_s: float
+    answers: list[list[dict[str, Any]]] = field(default_factory=list)
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    stopped: Literal["narrow", "budget", "processes"] = "processes"
+
+    def run(self, runner: Runner, paths: Sequence[Path], progress: _Steps) -> None:
+        """Time the networks in one process after another until it is enough."""
+        self.answers = [[] for _ in paths]
+        enough = math.ceil(MIN_SAMPLES[95] / min(self.most, MIN_PROCESSES))
+        seconds = SECONDS_PER_PROCESS
+        if self.budget_s is not None:
+            # A third of a process's share: starting, loading and warming up take time too, and more
+            # processes tell more than more runs.
+            seconds = min(seconds, max(0.0, self._left_s()) / (3 * MIN_PROCESSES))
+        longest_s = 0.0
+        for process in range(self.most):
+            if process >= 2 and self._left_s() < longest_s:
+                self.stopped = "budget"
+                return
+            progress.next(f"latency, process {process + 1} of at most {self.most}")
+            # Who loads and starts first changes from process to process.
+            step = 1 if process % 2 == 0 else -1
+            options = {"runs": self.runs, "min_runs": min(self.runs, enough), "seconds": seconds}
+            begun = time.monotonic()
+            found = runner.run("latency", paths[::step], **options)
+            longest_s = max(longest_s, time.monotonic() - begun)
+            for answers, one in zip(self.answers, found["models"][::step], strict=True):
+                answers.append(one)
+            self.machines.append(found.get("machine") or {})
+            estimate = self.estimate() if process else None
+            if estimate is not None and is_narrow(estimate, process + 1):
+                self.stopped = "narrow"
+                return
+
+    def estimate(self) -> Estimate | None:
+        """Of the ratio, or of the median latency of one network alone: it decides when it is enough."""
+        samples = [[answer["samples_ns"] for answer in answers] for answers in self.answers]
+        if len(samples) == 1:
+            return percentile_estimate(samples[0], 50)
+        return ratio_estimate([list(zip(*both, strict=True)) for both in zip(*samples, strict=True)])
+
+    def disturbance(self) -> dict[str, float | None]:
+        """What the workers told of the machine: medians of shares, sums of events; None where none told."""
+        found: dict[str, float | None] = {}
+        for name in ("steal_share", "others_cpus", "throttled_share", "thermal_events"):
+            values = [one[name] for one in self.machines if one.get(name) is not None]
+            found[name] = (sum(values) if name == "thermal_events" else median(values)) if values else None
+        return found
+
+    def _left_s(self) -> float:
+        return math.inf if self.budget_s is None else self.started_s + self.budget_s - time.monotonic()
+
+
+class _Steps:
+    """Counts steps for a progress display."""
+
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self.done, self.total, self.on_progress = -1, total, on_progress
+
+    def next(self, text: str) -> None:
+        self.done += 1
+        if self.on_progress:
+            self.on_progress(self.done, self.total, text)
+
+    def finish(self) -> None:
+        """All is done, however many steps were left."""
+        self.done = self.total - 1
+        self.next("done")
+
+
+def _as_artifact(given: Artifact | Path | str) -> Artifact:
+    return given if isinstance(given, Artifact) else load_artifact(given)
+
+
+def _as_json(runtime: Runtime) -> dict[str, Any]:
+    return asdict(runtime) | {"input": None if runtime.input is None else list(runtime.input)}
+
+
+def _check_same_input(paths: list[Path], placements: list[dict[str, Any]]) -> None:
+    """Two networks that take different inputs are not dense and slim of one another."""
+    texts = [
+        ", ".join(f"{value['type']} {'x'.join(map(str, value['shape']))}" for value in placement["inputs"])
+        for placement in placements
+    ]
+    if len(set(texts)) > 1:
+        raise ArtifactError(
+            "could not compare the networks",
+            where=f"the input of {paths[1].name}",
+            value=texts[1],
+            expected=f"{texts[0]} as of {paths[0].name}",
+        )
+
+
+def _memory(runner: Runner, path: Path, progress: _Steps) -> dict[str, Any]:
+    """Memory jobs of one model: medians over fresh processes. The arena's figures do not vary: asked once."""
+    found = []
+    for repeat in range(MEMORY_REPEATS):
+        progress.next(f"memory of {path.name}, process {repeat + 1} of {MEMORY_REPEATS}")
+        found.append(runner.run("memory", [path], arena=repeat == 0))
+    why = found[0]["why"]
+    middle = {name: None if why else int(median(one[name] for one in found)) for name in MEMORY_FIGURES}
+    repeats = [] if why else [one["peak_bytes"] for one in found]
+    untold = {"peak_bytes": None, "method": None, "why": NOT_TOLD}
+    parts = {
+        "arena": found[0].get("arena") or {**untold, "held_bytes": None},
+        "device": found[0].get("device") or untold,
+    }
+    return {**middle, "method": found[0]["method"], "why": why, "repeats": repeats, **parts}
