@@ -60,6 +60,7 @@ def test_models_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_job_carries_the_runtime(tmp_path: Path) -> None:
     runtime = replace(RUNTIME, threads=3, input=(1, 3), provider_options={"a": "b"})
+    runtime = replace(runtime, inputs={"mask": (1, 7)}, dims={"length": 7})
     echo = _interpreter(tmp_path, "cat")
     answer = replace(echo, runtime=replace(runtime, python=echo.runtime.python)).run("memory", [], extra=1)
     assert answer == {
@@ -69,6 +70,8 @@ def test_job_carries_the_runtime(tmp_path: Path) -> None:
         "provider_options": {"a": "b"},
         "threads": 3,
         "input": [1, 3],
+        "inputs": {"mask": [1, 7]},
+        "dims": {"length": 7},
         "extra": 1,
     }
 

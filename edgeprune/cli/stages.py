@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, given, take
+from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, SIZES, given, take, with_sizes
 
 if TYPE_CHECKING:
     from edgeprune.pipeline import RunFolder
@@ -152,13 +152,23 @@ export = stage_command(
 )
 
 
-def _folder(place: Path | None, out: Path | None) -> Path | None:
-    """The run folder that is meant, if one is."""
+def _folder(place: Path | None, out: Path | None, sizes: tuple[str, ...]) -> Path | None:
+    """The run folder that is meant, if one is; sizes of inputs are for single files."""
+    from edgeprune.errors import UsageError
     from edgeprune.pipeline.folder import is_run_folder
 
-    if out is not None:
-        return out
-    return place if place is not None and (place.is_dir() or is_run_folder(place)) else None
+    folder = out
+    if out is None and place is not None and (place.is_dir() or is_run_folder(place)):
+        folder = place
+    if folder is not None and sizes:
+        raise UsageError(
+            "could not measure a run folder",
+            where="--input or --dim",
+            value=", ".join(sizes),
+            expected="an .onnx file or a measurement with it",
+            hint="For a run, write the sizes under [runtime] in the target file.",
+        )
+    return folder
 
 
 @click.command("bench")
@@ -172,15 +182,22 @@ def _folder(place: Path | None, out: Path | None) -> Path | None:
     metavar="FILE",
     help="Where the measurement of an ONNX file goes.",
 )
-@take(*BY_COMMAND["bench"], OUT, JSON)
+@take(*BY_COMMAND["bench"], *SIZES, OUT, JSON)
 def bench(
-    model: Path | None, baseline: Path | None, save: Path, out: Path | None, as_json: bool, **options: Any
+    model: Path | None,
+    baseline: Path | None,
+    save: Path,
+    out: Path | None,
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure latency, memory and placement of MODEL.
 
     MODEL is an ONNX file, measured beside --baseline in the same processes, or a run folder.
     """
-    folder = _folder(model, out)
+    folder = _folder(model, out, inputs + dims)
     if folder is not None:
         go(folder, options, ("bench",), as_json, make=False)
         return
@@ -194,7 +211,7 @@ def bench(
         raise UsageError(
             "could not measure", where="MODEL", value="missing", expected="an .onnx file or a run folder"
         )
-    target = load_target(options["target"] or "local-cpu")
+    target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
     with Display() as display:
         measurement = measure(
             model, target, baseline=baseline, processes=options["processes"] or 10, on_progress=display.step
@@ -223,14 +240,22 @@ def tell_measurement(measurement: Any) -> None:
 
 @click.command("gate")
 @click.argument("measurement", type=FILE, required=False)
-@take(*BY_COMMAND["gate"], OUT, JSON)
-def gate(measurement: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
+@take(*BY_COMMAND["gate"], *SIZES, OUT, JSON)
+def gate(
+    measurement: Path | None,
+    out: Path | None,
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Hold a MEASUREMENT against the budgets of a target.
 
     MEASUREMENT is a file that `edgeprune bench` wrote (default: measurement.json) or a run folder,
-    which is measured again if the target runs networks in another way than it was measured.
+    which is measured again if the target runs networks in another way than it was measured. A file
+    that was measured with --input or --dim is gated with the same.
     """
-    folder = _folder(measurement, out)
+    folder = _folder(measurement, out, inputs + dims)
     if folder is not None:
         go(folder, options, ("bench", "gate", "report"), as_json, make=False)
         return
@@ -238,7 +263,7 @@ def gate(measurement: Path | None, out: Path | None, as_json: bool, **options: A
     from edgeprune.pipeline.device import gate_on
     from edgeprune.target import load_target
 
-    target = load_target(options["target"] or "local-cpu")
+    target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
     tell_verdicts(gate_on(target, load_measurement(measurement or Path("measurement.json"))), as_json)
 
 
