@@ -114,7 +114,7 @@ class _Walk:
             if self.fields > MAX_FIELDS:
                 raise self._broken(at, f"more than {MAX_FIELDS:,} fields")
             tag, after = self._varint(at, end)
-            kind = tag & 7
+            kind = tag & 7 if tag >> 3 else None  # no field has the number 0
             if kind == BYTES:
                 size, start = self._varint(after, end)
                 after = start + size

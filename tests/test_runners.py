@@ -182,6 +182,29 @@ def test_crash(tmp_path: Path, end: str, message: str) -> None:
         _interpreter(tmp_path, f"cat >/dev/null; {end}").run("latency")
 
 
+def test_a_file_is_blamed_for_a_crash_at_first_contact_on_the_cpu_alone(tmp_path: Path) -> None:
+    model = _relu(tmp_path / "a.onnx")
+    crashing = _interpreter(tmp_path, "cat >/dev/null; kill -SEGV $$")
+    with pytest.raises(ArtifactError, match=r"a\.onnx is one that crashes onnxruntime \(signal 11, Segm"):
+        crashing.run("placement", [model])
+    with pytest.raises(MeasurementError, match="killed by signal 11"):
+        crashing.run("latency", [model])
+    cuda = replace(crashing.runtime, provider="CUDAExecutionProvider")
+    with pytest.raises(MeasurementError, match="killed by signal 11"):
+        replace(crashing, runtime=cuda).run("placement", [model])
+    for end in ("kill -KILL $$", "kill -ILL $$", "kill -TERM $$", "exit 1"):  # the machine's, or nobody's
+        with pytest.raises(MeasurementError, match="the worker is"):
+            _interpreter(tmp_path, f"cat >/dev/null; {end}").run("placement", [model])
+
+
+def test_a_file_is_blamed_for_never_ending(tmp_path: Path) -> None:
+    hanging = replace(_interpreter(tmp_path, "exec sleep 60"), timeout_s=0.5)
+    with pytest.raises(
+        ArtifactError, match=r"a\.onnx is still loading, or in its first inference, after 0 s"
+    ):
+        hanging.run("placement", [_relu(tmp_path / "a.onnx")])
+
+
 def test_worker_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     hanging = _interpreter(tmp_path, f"sleep 60 & echo $! > {shlex.quote(str(pid_file))}; wait")

@@ -97,7 +97,7 @@ def test_provider_options_reach_the_provider_as_text(write):
     assert load_target(write(text)).runtime.provider_options == {"mode": "burst", "device_id": "0"}
 
 
-def test_sizes_of_inputs_and_dimensions(write: Callable[[str], Path]) -> None:
+def test_sizes_of_inputs_and_dimensions(write):
     text = 'name = "x"\n[runtime.inputs]\n"a b" = [1, 7]\n[runtime.dims]\nheight = 224'
     runtime = load_target(write(text)).runtime
     assert (runtime.inputs, runtime.dims) == ({"a b": (1, 7)}, {"height": 224})
