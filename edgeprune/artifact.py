@@ -62,6 +62,15 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def _is_text(name: str) -> bool:
+    """Whether a path can be written in UTF-8, as onnxruntime and JSON want it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def load_artifact(path: Path | str) -> Artifact:
     """Read an ONNX file's facts. A file without a sidecar is fine: its facts are then None.
 
@@ -72,6 +81,9 @@ def load_artifact(path: Path | str) -> Artifact:
     """
     path = Path(path)
     problem = "could not open the ONNX file"
+    if not _is_text(str(path)):
+        value = "a name that is no UTF-8 text"
+        raise ArtifactError(problem, where=repr(str(path)), value=value, hint="Rename the file.")
     try:
         if not path.is_file():  # nor a pipe, which would never end
             raise ArtifactError(problem, where=str(path), value="not a file", expected="an .onnx file")

@@ -88,32 +88,37 @@ class _Walk:
 
     def entries(self) -> Iterator[dict[str, str]]:
         """What each tensor says of its data file: ``location``, ``offset`` ... as text."""
-        todo = [("ModelProto", 0, len(self.content))]
-        while todo:
-            message, start, end = todo.pop()
+        entry: dict[str, str] = {}
+        stack = [("ModelProto", self._fields(0, len(self.content)), entry)]
+        while stack:
+            message, fields, entry = stack[-1]
             inner = MESSAGES[message]
-            entry: dict[str, str] = {}
-            for number, first, last in self._fields(start, end):
-                if message == "TensorProto" and number in inner:
-                    # onnxruntime heeds it only in a tensor marked as external. The mark may stand in another
-                    # piece of the same tensor, so it is not waited for.
-                    texts = {n: self.content[a:b] for n, a, b in self._fields(first, last)}
-                    try:
-                        entry[texts.get(KEY, b"").decode()] = texts.get(VALUE, b"").decode()
-                    except UnicodeDecodeError:
-                        raise self._broken(first, "external data named by no UTF-8 text") from None
-                elif number in inner:
-                    todo.append((inner[number], first, last))
-            if entry:
-                yield entry
+            for number, start, end in fields:
+                if number not in inner:
+                    continue
+                if message != "TensorProto":
+                    stack.append((inner[number], self._fields(start, end), {}))
+                    break
+                # onnxruntime heeds it only in a tensor that is marked as external. The mark may stand in
+                # another piece of the same tensor, so it is not waited for.
+                texts = {n: self.content[a:b] for n, a, b in self._fields(start, end)}
+                try:
+                    entry[texts.get(KEY, b"").decode()] = texts.get(VALUE, b"").decode()
+                except UnicodeDecodeError:
+                    raise self._broken(start, "external data named by no UTF-8 text") from None
+            else:
+                stack.pop()
+                if entry:
+                    yield entry
 
     def _fields(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(number, start, end) of each field of bytes in a message that lies in [at, end)."""
+        content = self.content
         while at < end:
             self.fields += 1
             if self.fields > MAX_FIELDS:
                 raise self._broken(at, f"more than {MAX_FIELDS:,} fields")
-            tag, after = self._varint(at, end)
+            tag, after = (content[at], at + 1) if content[at] < 128 else self._varint(at, end)
             kind = tag & 7 if tag >> 3 else None  # no field has the number 0
             if kind == BYTES:
                 size, start = self._varint(after, end)

@@ -52,6 +52,11 @@ def test_a_name_that_no_system_takes_is_refused() -> None:
         load_artifact("a" * 5000 + ".onnx")
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"'n\\udcff\.onnx' is a name that is no UTF-8 text. Rename"):
+        load_artifact("n\udcff.onnx")
+
+
 # --- what ships ---------------------------------------------------------------------------------------------
 
 
