@@ -11,10 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.artifact import load_artifact
+from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.cli.options import with_sizes
+from edgeprune.cli.stages import tell_measurement
 from edgeprune.errors import UsageError
-from edgeprune.measurement import load_measurement
+from edgeprune.measurement import Measurement, load_measurement
+from edgeprune.measurement_format import MEMORY_FIGURES
 from edgeprune.report import make_report, report_html, report_markdown
 from edgeprune.runners import runner_for
 from edgeprune.target import Runtime, load_target
@@ -145,6 +147,31 @@ def test_foreign_file_runs_at_the_sizes_asked_for(tmp_path: Path) -> None:
     assert artifact.size_bytes == path.stat().st_size + (tmp_path / "a.bin").stat().st_size
 
 
+def test_names_with_brackets_and_codes_are_shown_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    named = Artifact(Path("m[red]x.onnx"), "0", 5)
+    tell_measurement(
+        Measurement(
+            target_name="t",
+            target_sha256="0",
+            runtime={},
+            artifact=named,
+            environment={},
+            placement={"nodes": {}, "left_to_cpu": []},
+            memory=dict.fromkeys((*MEMORY_FIGURES, "method")) | {"why": "none", "repeats": []},
+            latency_samples_s=((1.0, 1.0), (1.0, 1.0)),
+            load_s=(1.0, 1.0),
+            first_inference_s=(1.0, 1.0),
+            notes=("a node is [/bold] and \x1b[2J",),
+        )
+    )
+    out = capsys.readouterr().out
+    assert "note: a node is [/bold] and  [2J" in out
+    assert "m[red]x.onnx" in out
+
+
 @pytest.mark.slow
 def test_foreign_files_are_measured_gated_and_reported(tmp_path: Path) -> None:
     slim, dense = foreign(tmp_path, "slim", 8), foreign(tmp_path, "dense", 64)
@@ -185,6 +212,9 @@ def _judge(folder: Path, options: tuple[str, ...]) -> None:
     report = make_report(measurement, gate(budgets, measurement), command="")
     for text in (report_markdown(report), report_html(report)):
         assert text.count("No sidecar tells") >= len(LACKING)
+        assert ("Inputs, of the sizes asked for: image of 2x3x16x24, ids of 2x5." in text) == (
+            SIZES[0] in options
+        )
 
 
 @pytest.mark.slow

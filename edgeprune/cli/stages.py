@@ -111,7 +111,7 @@ def tell_verdicts(verdicts: tuple[Verdict, ...], as_json: bool, run: RunFolder |
             found["stages"] = {name: run.facts(name) for name in run.stages}
         click.echo(json.dumps(found))
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False)
         if verdicts:
             console.print(verdict_table(verdicts))
         else:
@@ -229,13 +229,14 @@ def tell_measurement(measurement: Any) -> None:
     from rich.console import Console
 
     from edgeprune.report import comparison_table, make_report
+    from edgeprune.report.content import printable
 
     report = make_report(measurement, (), command="")
-    console = Console(highlight=False)
-    console.print(report.headline)
+    console = Console(highlight=False, markup=False)  # names of files and nodes may hold brackets
+    console.print(printable(report.headline))
     console.print(comparison_table(report))
     for note in report.notes:
-        console.print(f"note: {note}")
+        console.print(printable(f"note: {note}"))
 
 
 @click.command("gate")
