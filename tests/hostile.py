@@ -96,6 +96,24 @@ def sparse(size: int, index: int) -> bytes:
     return bytes(made.SerializeToString())
 
 
+def nested(depth: int) -> bytes:
+    """Graphs inside of one another, deeper than the protobuf library would write them."""
+
+    def field(number: int, content: bytes) -> bytes:
+        size, length = len(content), b""
+        while size > 127:
+            length, size = length + bytes([size & 127 | 128]), size >> 7
+        return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+    made = onnx.load_from_string(GOOD)
+    graph = made.graph.SerializeToString()
+    for _ in range(depth):
+        attribute = field(1, b"then_branch") + field(6, graph) + b"\xa0\x01\x05"
+        graph = field(1, field(4, b"If") + field(5, attribute))
+    made.ClearField("graph")
+    return made.SerializeToString() + field(7, graph)
+
+
 def link(path: Path, to: str) -> None:
     path.symlink_to(to)
 
@@ -178,6 +196,7 @@ LOADED: dict[str, tuple[bytes, str]] = {
         UNLOADABLE),
     "type 99": (model([RELU], [value("x", [1], 99)]), UNLOADABLE),
     "attribute of another type": (convolution(group="three"), UNLOADABLE),
+    "nested": (nested(1000), UNLOADABLE),
     "recursive function": (recursive(), UNLOADABLE),
     "vast weight": (model([ADD], [value("x", [1])], (tensor([2**40, 2**20], b"0000"),)), UNLOADABLE),
     "weight beyond 64 bits": (model([ADD], [value("x", [1])], (tensor([2**32, 2**32]),)), UNLOADABLE),
