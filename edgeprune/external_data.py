@@ -67,7 +67,8 @@ def files_of(model: Path) -> tuple[Path, ...]:
                 expected="the file itself",
                 hint="Fetch it with `git lfs pull`.",
             )
-        if not start or start[4:8] == ORT_FORMAT:
+        # onnxruntime goes by the name. A protobuf message can be made to have these bytes there too.
+        if not start or (model.suffix == ".ort" and start[4:8] == ORT_FORMAT):
             return (model,)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             entries = list(_Walk(model, content).entries())
@@ -103,9 +104,12 @@ class _Walk:
                 # another piece of the same tensor, so it is not waited for.
                 texts = {n: self.content[a:b] for n, a, b in self._fields(start, end)}
                 try:
-                    entry[texts.get(KEY, b"").decode()] = texts.get(VALUE, b"").decode()
+                    key, value = texts.get(KEY, b"").decode(), texts.get(VALUE, b"").decode()
                 except UnicodeDecodeError:
                     raise self._broken(start, "external data named by no UTF-8 text") from None
+                if key in entry:  # which of the two counts is for each reader to choose
+                    raise self._broken(start, f"external data with two of {key!r:.40}")
+                entry[key] = value
             else:
                 stack.pop()
                 if entry:

@@ -52,6 +52,12 @@ def outside(location: str, **entries: str) -> bytes:
     return model([ADD], [value("x", [4])], (external(location, **entries),))
 
 
+def twice(first: str, second: str) -> bytes:
+    weight = external(first)
+    weight.external_data.add(key="location", value=second)
+    return model([ADD], [value("x", [4])], (weight,))
+
+
 def constant(name: str, *numbers: float, kind: type = np.int64) -> Any:
     return numpy_helper.from_array(np.array(numbers, kind), name)
 
@@ -161,6 +167,9 @@ REFUSED: dict[str, tuple[bytes | Callable[[Path], object], str]] = {
     "data behind a loop": (outside("loop.bin"), "is not a regular file"),
     "data without a name": (outside(""), "'' .* is not a path"),
     "data of a nul": (outside("a\0b"), r"'a\\x00b' .* is not a path"),
+    "data outside, as if of another format": (
+        b"\x12\x06  ORTM" + outside("../secret.bin"), "is outside"),
+    "data of two names": (twice("data.bin", "../secret.bin"), "external data with two of 'location'"),
     "data in memory": (outside("*/_ORT_MEM_ADDR_/*", offset="4096", length="16"), "is not there"),
     "data that is no text": (outside("absent.bin").replace(b"absent", b"\xff" * 6), "no UTF-8"),
 }  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,9 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.cli.options import with_sizes
 from edgeprune.cli.stages import tell_measurement
-from edgeprune.errors import UsageError
+from edgeprune.errors import MeasurementError, UsageError
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.measurement_format import MEMORY_FIGURES
+from edgeprune.pipeline.device import gate_on
 from edgeprune.report import make_report, report_html, report_markdown
 from edgeprune.runners import runner_for
 from edgeprune.target import Runtime, load_target
@@ -147,26 +150,40 @@ def test_foreign_file_runs_at_the_sizes_asked_for(tmp_path: Path) -> None:
     assert artifact.size_bytes == path.stat().st_size + (tmp_path / "a.bin").stat().st_size
 
 
+def measurement(name: str, **facts: Any) -> Measurement:
+    """One of a file without a sidecar."""
+    return Measurement(
+        target_name="t",
+        target_sha256="0",
+        runtime=asdict(TARGET.runtime),
+        artifact=Artifact(Path(name), "0", 5),
+        environment={},
+        placement={"nodes": {}, "left_to_cpu": []},
+        memory=dict.fromkeys((*MEMORY_FIGURES, "method")) | {"why": "none", "repeats": []},
+        latency_samples_s=((1.0, 1.0), (1.0, 1.0)),
+        load_s=(1.0, 1.0),
+        first_inference_s=(1.0, 1.0),
+        **facts,
+    )
+
+
+def test_gate_takes_the_sizes_that_bench_took() -> None:
+    asked = with_sizes(TARGET, (), ["height=224"])
+    with pytest.raises(
+        MeasurementError, match=r"runtime.dims is \{\}.* Give gate the --input and --dim that"
+    ):
+        gate_on(asked, measurement("a.onnx"))
+    with pytest.raises(MeasurementError, match=r"runtime.threads is 1.* Measure with it: `edgeprune bench"):
+        gate_on(replace(TARGET, runtime=replace(TARGET.runtime, threads=2)), measurement("a.onnx"))
+    taken = replace(measurement("a.onnx"), runtime=asdict(asked.runtime))
+    assert len(gate_on(asked, taken)) == len(TARGET.budgets)
+
+
 def test_names_with_brackets_and_codes_are_shown_as_they_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    named = Artifact(Path("m[red]x.onnx"), "0", 5)
-    tell_measurement(
-        Measurement(
-            target_name="t",
-            target_sha256="0",
-            runtime={},
-            artifact=named,
-            environment={},
-            placement={"nodes": {}, "left_to_cpu": []},
-            memory=dict.fromkeys((*MEMORY_FIGURES, "method")) | {"why": "none", "repeats": []},
-            latency_samples_s=((1.0, 1.0), (1.0, 1.0)),
-            load_s=(1.0, 1.0),
-            first_inference_s=(1.0, 1.0),
-            notes=("a node is [/bold] and \x1b[2J",),
-        )
-    )
+    tell_measurement(measurement("m[red]x.onnx", notes=("a node is [/bold] and \x1b[2J",)))
     out = capsys.readouterr().out
     assert "note: a node is [/bold] and  [2J" in out
     assert "m[red]x.onnx" in out
@@ -207,9 +224,9 @@ def _judge(folder: Path, options: tuple[str, ...]) -> None:
             assert "It takes 662 samples" in row["text"]
         else:
             assert row["state"] == "passed", row
-    measurement = load_measurement(folder / "measurement.json")
+    measured = load_measurement(folder / "measurement.json")
     budgets = load_target(folder / "t.toml").budgets
-    report = make_report(measurement, gate(budgets, measurement), command="")
+    report = make_report(measured, gate(budgets, measured), command="")
     for text in (report_markdown(report), report_html(report)):
         assert text.count("No sidecar tells") >= len(LACKING)
         assert ("Inputs, of the sizes asked for: image of 2x3x16x24, ids of 2x5." in text) == (
