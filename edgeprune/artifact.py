@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import ArtifactError
-from edgeprune.files import read_json, sha256_file, write_json
+from edgeprune.external_data import files_of
+from edgeprune.files import read_json, sha256_files, write_json
 
 SIDECAR_FORMAT = 1
 
@@ -20,8 +21,8 @@ class Artifact:
 
     Attributes:
         path: The ONNX file.
-        sha256: Of the file, hex.
-        size_bytes: Of the file with its external data.
+        sha256: Of the file, hex; with external data, of ``files`` one after the other, as ``cat`` joins them.
+        size_bytes: Of what ships: the file and every file of external data, each whole and once.
         input_shape: (N, C, H, W) of the first input; a dynamic dimension is -1.
         macs: Multiply-adds of one inference at batch 1.
         params: Number of weights and biases of the torch network.
@@ -45,6 +46,11 @@ class Artifact:
         """Path of the JSON file with the facts."""
         return sidecar_path(self.path)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What ships: the ONNX file, then its files of external data in the order of their names."""
+        return files_of(self.path)
+
     def write_sidecar(self) -> None:
         """Write the facts beside the file, atomically. The path itself is not written: folders move."""
         facts = {key: value for key, value in asdict(self).items() if key != "path"}
@@ -56,21 +62,40 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def _is_text(name: str) -> bool:
+    """Whether a path can be written in UTF-8, as onnxruntime and JSON want it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def load_artifact(path: Path | str) -> Artifact:
     """Read an ONNX file's facts. A file without a sidecar is fine: its facts are then None.
 
     Raises:
-        ArtifactError: The file is absent, empty or a folder, the sidecar is broken, or the file is not the
-            one that the sidecar describes.
+        ArtifactError: The file is absent, empty, unreadable, a folder or no protobuf, its external data are
+            absent, too short or outside of its folder, the sidecar is broken, or the file is not the one that
+            the sidecar describes.
     """
     path = Path(path)
     problem = "could not open the ONNX file"
-    if not path.is_file():
-        raise ArtifactError(problem, where=str(path), value="not a file", expected="an .onnx file")
-    size = path.stat().st_size
+    if not _is_text(str(path)):
+        value = "a name that is no UTF-8 text"
+        raise ArtifactError(problem, where=repr(str(path)), value=value, hint="Rename the file.")
+    try:
+        if not path.is_file():  # nor a pipe, which would never end
+            raise ArtifactError(problem, where=str(path), value="not a file", expected="an .onnx file")
+        files = files_of(path)
+        size = sum(file.stat().st_size for file in files)
+        sha256 = sha256_files(files)
+    except OSError as reason:
+        value = f"unreadable ({reason.strerror})"
+        where = str(reason.filename or path)
+        raise ArtifactError(problem, where=where, value=value, expected="an .onnx file") from None
     if size == 0:
         raise ArtifactError(problem, where=str(path), value="empty", expected="an .onnx file")
-    sha256 = sha256_file(path)
     sidecar = sidecar_path(path)
     if not sidecar.exists():
         return Artifact(path, sha256, size)

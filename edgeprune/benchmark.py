@@ -235,7 +235,8 @@ def _as_artifact(given: Artifact | Path | str) -> Artifact:
 
 
 def _as_json(runtime: Runtime) -> dict[str, Any]:
-    return asdict(runtime) | {"input": None if runtime.input is None else list(runtime.input)}
+    inputs = {name: list(shape) for name, shape in runtime.inputs.items()}
+    return asdict(runtime) | {"input": runtime.input and list(runtime.input), "inputs": inputs}
 
 
 def _check_same_input(paths: list[Path], placements: list[dict[str, Any]]) -> None:

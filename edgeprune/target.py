@@ -22,7 +22,11 @@ CHANNEL_MULTIPLE = 8  # when the file says nothing: what the vector units of CPU
 RUNNERS = ("local", "ssh", "adb", "browser")
 PRECISIONS = ("fp32", "fp16", "int8")
 TOP_KEYS = ("name", "channel_multiple", "runtime", "budgets")
-RUNTIME_KEYS = ("runner", "provider", "provider_options", "host", "python", "threads", "precision", "input")
+RUNTIME_KEYS = (
+    "runner", "provider", "provider_options", "host", "python", "threads", "precision",
+    "input", "inputs", "dims",
+)  # fmt: skip
+SHAPE_RULE = "whole numbers of at least 1, e.g. [1, 3, 32, 32]"
 BUDGET_KEYS = tuple(f"{end}_{metric}" for metric in METRICS for end in ("max", "min"))
 
 # Every execution provider that a build of onnxruntime can have; the bench says whether this one has it.
@@ -86,7 +90,9 @@ class Runtime:
         python: Interpreter that has the provider's onnxruntime; None: the one that runs edgeprune.
         threads: Threads of one inference.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        input: Shape of the input (N, C, H, W); None: as in the ONNX file.
+        input: Shape of the first input (N, C, H, W); None: as in the ONNX file.
+        inputs: Shapes of inputs by their names, where the ONNX file leaves sizes open.
+        dims: Sizes of dimensions that the ONNX file leaves open and names, e.g. ``{"height": 224}``.
     """
 
     runner: str = "local"
@@ -97,6 +103,8 @@ class Runtime:
     threads: int = 1
     precision: str = "fp32"
     input: tuple[int, ...] | None = None
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dims: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -287,7 +295,7 @@ def _option(value: Any) -> str | None:
 
 def _runtime(table: _Table) -> Runtime:
     default = Runtime()
-    options = table.table("provider_options")
+    options, inputs, dims = (table.table(key) for key in ("provider_options", "inputs", "dims"))
     provider_rule = "the name of an execution provider of onnxruntime."
     provider = table.values.get("provider")
     if isinstance(provider, str):
@@ -306,7 +314,9 @@ def _runtime(table: _Table) -> Runtime:
         precision=table.take(
             "precision", _one_of(PRECISIONS), f"one of {', '.join(PRECISIONS)}", default.precision
         ),
-        input=table.take("input", _shape, "whole numbers of at least 1, e.g. [1, 3, 32, 32]", default.input),
+        input=table.take("input", _shape, SHAPE_RULE, default.input),
+        inputs={key: inputs.take(key, _shape, SHAPE_RULE, ()) for key in inputs.values},
+        dims={key: dims.take(key, _positive, "a whole number of at least 1", 1) for key in dims.values},
     )
     runner = table.values.get("runner", default.runner)
     if runner == "ssh" and "host" not in table.values:

@@ -371,7 +371,7 @@ def perturbed(graph: onnx.ModelProto, value: float = 0.5) -> onnx.ModelProto:
 def old(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, bytes]:
     """An older file with its sidecar in ``tmp_path``; onnxsim is skipped."""
     request.getfixturevalue("unsimplified")
-    (tmp_path / "net.onnx").write_bytes(b"an older file")
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x08\x12\x09an older ")
     Artifact(tmp_path / "net.onnx", sha256_file(tmp_path / "net.onnx"), 13, macs=7).write_sidecar()
     return content(tmp_path)
 

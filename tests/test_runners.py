@@ -60,6 +60,7 @@ def test_models_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_job_carries_the_runtime(tmp_path: Path) -> None:
     runtime = replace(RUNTIME, threads=3, input=(1, 3), provider_options={"a": "b"})
+    runtime = replace(runtime, inputs={"mask": (1, 7)}, dims={"length": 7})
     echo = _interpreter(tmp_path, "cat")
     answer = replace(echo, runtime=replace(runtime, python=echo.runtime.python)).run("memory", [], extra=1)
     assert answer == {
@@ -69,6 +70,8 @@ def test_job_carries_the_runtime(tmp_path: Path) -> None:
         "provider_options": {"a": "b"},
         "threads": 3,
         "input": [1, 3],
+        "inputs": {"mask": [1, 7]},
+        "dims": {"length": 7},
         "extra": 1,
     }
 
@@ -177,6 +180,29 @@ def test_no_answer(tmp_path: Path, output: str) -> None:
 def test_crash(tmp_path: Path, end: str, message: str) -> None:
     with pytest.raises(MeasurementError, match=message):
         _interpreter(tmp_path, f"cat >/dev/null; {end}").run("latency")
+
+
+def test_a_file_is_blamed_for_a_crash_at_first_contact_on_the_cpu_alone(tmp_path: Path) -> None:
+    model = _relu(tmp_path / "a.onnx")
+    crashing = _interpreter(tmp_path, "cat >/dev/null; kill -SEGV $$")
+    with pytest.raises(ArtifactError, match=r"a\.onnx is one that crashes onnxruntime \(signal 11, Segm"):
+        crashing.run("placement", [model])
+    with pytest.raises(MeasurementError, match="killed by signal 11"):
+        crashing.run("latency", [model])
+    cuda = replace(crashing.runtime, provider="CUDAExecutionProvider")
+    with pytest.raises(MeasurementError, match="killed by signal 11"):
+        replace(crashing, runtime=cuda).run("placement", [model])
+    for end in ("kill -KILL $$", "kill -ILL $$", "kill -TERM $$", "exit 1"):  # the machine's, or nobody's
+        with pytest.raises(MeasurementError, match="the worker is"):
+            _interpreter(tmp_path, f"cat >/dev/null; {end}").run("placement", [model])
+
+
+def test_a_file_is_blamed_for_never_ending(tmp_path: Path) -> None:
+    hanging = replace(_interpreter(tmp_path, "exec sleep 60"), timeout_s=0.5)
+    with pytest.raises(
+        ArtifactError, match=r"a\.onnx is still loading, or in its first inference, after 0 s"
+    ):
+        hanging.run("placement", [_relu(tmp_path / "a.onnx")])
 
 
 def test_worker_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:

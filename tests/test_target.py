@@ -97,6 +97,12 @@ def test_provider_options_reach_the_provider_as_text(write):
     assert load_target(write(text)).runtime.provider_options == {"mode": "burst", "device_id": "0"}
 
 
+def test_sizes_of_inputs_and_dimensions(write):
+    text = 'name = "x"\n[runtime.inputs]\n"a b" = [1, 7]\n[runtime.dims]\nheight = 224'
+    runtime = load_target(write(text)).runtime
+    assert (runtime.inputs, runtime.dims) == ({"a b": (1, 7)}, {"height": 224})
+
+
 FAULTS = [  # what stands in the file below its name, and what the one fault says
     ("channel_multiple = true", "channel_multiple = true: expected a whole number of at least 1"),
     ("channel_multiple = 0", "channel_multiple = 0: expected a whole number of at least 1"),
@@ -147,6 +153,11 @@ FAULTS = [  # what stands in the file below its name, and what the one fault say
     ("[runtime]\ninput = [-1, 3]", "runtime.input = [-1, 3]: expected whole numbers"),
     ("[runtime]\ninput = [true]", "runtime.input = [true]: expected whole numbers"),
     ("[runtime]\ninput = 32", "runtime.input = 32: expected whole numbers"),
+    ("[runtime.inputs]\nmask = [0]", "runtime.inputs.mask = [0]: expected whole numbers of at least 1, e.g."),
+    ("[runtime]\ninputs = [1]", "runtime.inputs = [1]: expected a table, [runtime.inputs]"),
+    ("[runtime.dims]\nheight = 0", "runtime.dims.height = 0: expected a whole number of at least 1"),
+    ('[runtime.dims]\nheight = "8"', 'runtime.dims.height = "8": expected a whole number of at least 1'),
+    ("[runtime]\ndims = 8", "runtime.dims = 8: expected a table, [runtime.dims]"),
     (
         "[runtime]\nthread = 2",
         "runtime.thread = 2: unknown key, expected one of runner, provider, provider_opti",

@@ -1,4 +1,4 @@
-"""Broken and hostile model files: each is one clear error of the worker."""
+"""Hostile files that only onnxruntime can judge: each is one clear error, and harms nothing but a process."""
 
 from __future__ import annotations
 
@@ -7,97 +7,97 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.runners.local import WORKER
+from edgeprune.artifact import load_artifact
+from edgeprune.errors import ArtifactError
+from edgeprune.measurement import bench
+from edgeprune.runners.local import WORKER, LocalRunner
 from edgeprune.runners.worker import common
+from edgeprune.target import Runtime, load_target
+from tests import hostile
+
+TELLING = [
+    "cycle", "unknown operator", "vast weight", "vast inside", "vast input", "crash", "string",
+    "open dimension",
+]  # fmt: skip
 
 
-def _value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
+@pytest.mark.parametrize("name", TELLING)
+def test_hostile_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
+    content, message = hostile.LOADED[name]
+    path = hostile.make(tmp_path, name, content)
+    load_artifact(path)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        LocalRunner(Runtime(), timeout_s=60).run("placement", [path])
+    assert str(caught.value).startswith(f"could not run the ONNX file: {path} is ")
+    assert str(caught.value).isprintable()
 
 
-def _save(path: Path, nodes: list[Any], inputs: list[Any], weights: tuple[Any, ...] = ()) -> Path:
-    """A model with the output y, loadable by onnxruntime 1.21."""
-    graph = helper.make_graph(nodes, "g", inputs, [onnx.ValueInfoProto(name="y")], list(weights))
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
-
-
-def _hostile(folder: Path) -> dict[str, Path]:
-    """Broken files by what is wrong with them."""
-    relu = helper.make_node("Relu", ["x"], ["y"])
-    good = _save(folder / "good.onnx", [relu], [_value("x", [1, 3, 8, 8])]).read_bytes()
-    for name, content in {
-        "truncated": good[: len(good) // 2],
-        "random": np.random.default_rng(0).bytes(5000),
-        "text": b"hello",
-        "empty": b"",
-    }.items():
-        (folder / f"{name}.onnx").write_bytes(content)
-    (folder / "folder.onnx").mkdir()
-    vast = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2**40, 2**20], raw_data=b"0000")
-    outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
-    outside.external_data.add(key="location", value="../secret.bin")
-    (folder.parent / "secret.bin").write_bytes(bytes(16))
-    add = helper.make_node("Add", ["x", "w"], ["y"])
-    sizes = numpy_helper.from_array(np.array([10**6, 10**7]), "s")
-    fill = [helper.make_node("Expand", ["x", "s"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
-    cycle = [helper.make_node("Add", ["x", "y"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
-    _save(folder / "vast input.onnx", [relu], [_value("x", [1, 3, 10**6, 10**6])])
-    _save(folder / "open dimension.onnx", [relu], [_value("x", ["N", 3, "H", 8])])
-    _save(folder / "vast weight.onnx", [add], [_value("x", [1])], (vast,))
-    _save(folder / "vast inside.onnx", fill, [_value("x", [1])], (sizes,))
-    _save(folder / "outside.onnx", [add], [_value("x", [4])], (outside,))
-    _save(folder / "cycle.onnx", cycle, [_value("x", [1])])
-    _save(folder / "unknown.onnx", [helper.make_node("Nonesuch", ["x"], ["y"])], [_value("x", [1])])
-    _save(folder / "twice.onnx", [relu, relu], [_value("x", [1])])
-    identity = helper.make_node("Identity", ["x"], ["y"])
-    _save(folder / "string.onnx", [identity], [_value("x", [1], TensorProto.STRING)])
-    return {path.stem: path for path in folder.glob("*.onnx")}
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("truncated", "Protobuf parsing failed"),
-        ("random", "Protobuf parsing failed"),
-        ("text", "Protobuf parsing failed"),
-        ("empty", "not a model that onnxruntime"),
-        ("folder", "not a model that onnxruntime"),
-        ("vast input", r"of 1x3x1000000x1000000, 1\.2e\+04 GB"),
-        ("vast weight", "not a model that onnxruntime"),
-        ("vast inside", r"failing when it runs on x of 1 \(.*Failed to allocate"),
-        ("outside", "not a model that onnxruntime .*escapes model directory"),
-        ("cycle", "not acyclic"),
-        ("unknown", "Nonesuch"),
-        ("twice", "Duplicate definition of name"),
-        ("string", r"input 'x' of type tensor\(string\)"),
-        ("open dimension", r"open in dimension 'H' \(axis 2\) of its input 'x' of Nx3xHx8"),
-    ],
-)
-def test_broken_file_is_one_clear_error(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / "models").mkdir()
-    path = _hostile(tmp_path / "models")[name]
+@pytest.mark.parametrize("name", ["text", "folder"])
+def test_worker_alone_refuses_what_is_no_model(tmp_path: Path, name: str) -> None:
+    path = hostile.make(tmp_path, name, hostile.REFUSED[name][0])
     job = {"job": "placement", "models": [str(path)], "provider": common.CPU, "threads": 1}
+    command = [sys.executable, str(WORKER)]
     done = subprocess.run(
-        [sys.executable, str(WORKER)],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+        command, input=json.dumps(job), capture_output=True, text=True, check=False, timeout=60
     )
     error = json.loads(done.stdout.splitlines()[-1])["error"]
     assert done.returncode == 2
     assert (error["kind"], error["model"]) == ("model", str(path))
-    assert re.search(message, error["message"])
-    assert "Traceback" not in error["message"]
+    assert "not a model that onnxruntime" in error["message"]
+
+
+EVERY = hostile.REFUSED | hostile.LOADED
+
+
+def test_there_are_many_hostile_files() -> None:
+    assert len(EVERY) == len(hostile.REFUSED) + len(hostile.LOADED) >= 50
+    assert set(TELLING) <= set(hostile.LOADED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_command_line_ends_with_one_error(tmp_path: Path, name: str) -> None:
+    content, message = EVERY[name]
+    path = hostile.make(tmp_path, name, content)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeprune", "bench", str(path), "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=300,
+    )
+    told = [line for line in done.stderr.splitlines() if not line.startswith("  bench:")]
+    assert len(told) == 1, done.stderr
+    if name == "folder":  # is taken for a run folder
+        message = "is not a run folder"
+    assert re.fullmatch(rf"edgeprune: could not (open|run) the (ONNX file|run): .*({message}).*", told[0])
+    assert json.loads(done.stdout) == {"error": told[0].removeprefix("edgeprune: "), "exit_code": 2}
+    assert done.returncode == 2
+    assert not (tmp_path / "measurement.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", hostile.ENDLESS)
+def test_a_file_that_never_ends_is_ended(tmp_path: Path, name: str) -> None:
+    path = hostile.make(tmp_path, name, hostile.ENDLESS[name])
+    with pytest.raises(ArtifactError, match="still loading, or in its first inference, after 20 s"):
+        LocalRunner(Runtime(), timeout_s=20).run("placement", [path])
+
+
+@pytest.mark.slow
+def test_a_file_cut_anywhere_is_one_error(tmp_path: Path) -> None:
+    content = hostile.convolution()
+    target = load_target("local-cpu")
+    cuts = range(1, len(content), 11)
+    assert len(cuts) > 40
+    for end in cuts:
+        path = hostile.make(tmp_path, f"cut at {end}", content[:end])
+        with pytest.raises(ArtifactError, match=r"broken at byte|not a model that onnxruntime"):
+            bench(path, target, processes=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

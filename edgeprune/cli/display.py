@@ -15,7 +15,7 @@ class Display:
     """Draws stages, trainings and measurements; a context manager."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, markup=False)
         self.bars: Progress | None = None
         self.task: TaskID | None = None
         self.told = 0.0
@@ -24,9 +24,9 @@ class Display:
     def __enter__(self) -> Display:
         if self.console.is_terminal:
             self.bars = Progress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,

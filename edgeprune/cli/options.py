@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from edgeprune.errors import UsageError
 from edgeprune.units import parse_quantity
+
+if TYPE_CHECKING:
+    from edgeprune.target import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -129,6 +133,24 @@ BENCH = [
         text="Time for the measurement. It ends before if the interval is narrow.",
     ),
 ]
+SIZES = [
+    _option(
+        "--input",
+        "inputs",
+        metavar="[NAME=]N,C,H,W",
+        multiple=True,
+        text="Shape of the first input, or of the one of that name; repeatable.",
+        default="the file's",
+    ),
+    _option(
+        "--dim",
+        "dims",
+        metavar="NAME=SIZE",
+        multiple=True,
+        text="Size of a dimension that the file leaves open, e.g. height=224; repeatable.",
+        default="1 for a batch",
+    ),
+]
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -143,6 +165,43 @@ BY_COMMAND: dict[str, list[Any]] = {
     "gate": [*TARGET, *BENCH],
     "report": [*TARGET],
 }
+
+
+def with_sizes(target: Target, inputs: Sequence[str], dims: Sequence[str]) -> Target:
+    """A target with the shapes of ``--input`` and the sizes of ``--dim`` laid over its own.
+
+    Raises:
+        UsageError: One is not written as it should be, or given twice.
+    """
+
+    def fail(option: str, text: str, expected: str) -> NoReturn:
+        raise UsageError("could not read an option", where=option, value=repr(text), expected=expected)
+
+    def read(option: str, texts: Sequence[str], expected: str) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for text in texts:
+            name, _, sizes = text.rpartition("=")
+            parts = [part.strip() for part in sizes.replace("x", ",").split(",")]
+            if text.startswith("=") or not all(
+                part.isascii() and part.isdecimal() and 0 < int(part[:10]) < 2**31 for part in parts
+            ):
+                fail(option, text, expected)
+            if name in found:
+                fail(option, text, f"{repr(name) if name else 'the first input'} once")
+            found[name] = tuple(map(int, parts))
+        return found
+
+    shapes = read("--input", inputs, "sizes of at least 1 as 1,3,224,224 or NAME=1,3,224,224")
+    rule = "NAME=SIZE with a size of at least 1, e.g. height=224"
+    sizes = read("--dim", dims, rule)
+    for name, size in sizes.items():
+        if not name or len(size) != 1:
+            fail("--dim", f"{name}={','.join(map(str, size))}", rule)
+    runtime = target.runtime
+    first = shapes.pop("", runtime.input)
+    all_dims = runtime.dims | {name: size[0] for name, size in sizes.items()}
+    runtime = replace(runtime, input=first, inputs=runtime.inputs | shapes, dims=all_dims)
+    return replace(target, runtime=runtime)
 
 
 def take(*options: Any) -> Callable[[Command], Command]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, given, take
+from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, SIZES, given, take, with_sizes
 from edgeprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def tell_verdicts(verdicts: tuple[Verdict, ...], as_json: bool, run: RunFolder |
             found["stages"] = {name: run.facts(name) for name in run.stages}
         click.echo(json.dumps(found))
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False)
         if verdicts:
             console.print(verdict_table(verdicts))
         else:
@@ -152,13 +152,22 @@ export = stage_command(
 )
 
 
-def _folder(place: Path | None, out: Path | None) -> Path | None:
-    """The run folder that is meant, if one is."""
+def _folder(place: Path | None, out: Path | None, sizes: tuple[str, ...]) -> Path | None:
+    """The run folder that is meant, if one is; sizes of inputs are for single files."""
     from edgeprune.pipeline.folder import is_run_folder
 
-    if out is not None:
-        return out
-    return place if place is not None and (place.is_dir() or is_run_folder(place)) else None
+    folder = out
+    if out is None and place is not None and (place.is_dir() or is_run_folder(place)):
+        folder = place
+    if folder is not None and sizes:
+        raise UsageError(
+            "could not measure a run folder",
+            where="--input or --dim",
+            value=", ".join(sizes),
+            expected="an .onnx file or a measurement with it",
+            hint="For a run, write the sizes under [runtime] in the target file.",
+        )
+    return folder
 
 
 @click.command("bench")
@@ -172,7 +181,7 @@ def _folder(place: Path | None, out: Path | None) -> Path | None:
 )
 @click.option("--sweep-batch", metavar="1,2,4", help="Measure at each of these batch sizes.")
 @click.option("--sweep-threads", metavar="1,2", help="Measure with each of these numbers of threads.")
-@take(*BY_COMMAND["bench"], OUT, JSON)
+@take(*BY_COMMAND["bench"], *SIZES, OUT, JSON)
 def bench(
     model: Path | None,
     baseline: Path | None,
@@ -180,6 +189,8 @@ def bench(
     sweep_batch: str | None,
     sweep_threads: str | None,
     out: Path | None,
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -189,7 +200,7 @@ def bench(
     as no narrower interval would be claimed (3 % to either side, after at least 10 processes).
     """
     batches, threads = counts("--sweep-batch", sweep_batch), counts("--sweep-threads", sweep_threads)
-    folder = _folder(model, out)
+    folder = _folder(model, out, inputs + dims)
     if folder is not None and (batches or threads):
         raise UsageError(
             "could not sweep",
@@ -212,7 +223,7 @@ def bench(
         raise UsageError(
             "could not measure", where="MODEL", value="missing", expected="an .onnx file or a run folder"
         )
-    target = load_target(options["target"] or "local-cpu")
+    target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
     processes, budget_seconds = options["processes"] or PROCESSES, options["budget_seconds"]
     if batches or threads:
         with Display() as display:
@@ -280,25 +291,34 @@ def tell_measurement(measurement: Any) -> None:
     from rich.console import Console
 
     from edgeprune.report import comparison_table, make_report
+    from edgeprune.report.content import printable
 
     report = make_report(measurement, (), command="")
-    console = Console(highlight=False)
-    console.print(report.headline)
+    console = Console(highlight=False, markup=False)  # names of files and nodes may hold brackets
+    console.print(printable(report.headline))
     console.print(comparison_table(report))
     for note in report.notes:
-        console.print(f"note: {note}")
+        console.print(printable(f"note: {note}"))
 
 
 @click.command("gate")
 @click.argument("measurement", type=FILE, required=False)
-@take(*BY_COMMAND["gate"], OUT, JSON)
-def gate(measurement: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
+@take(*BY_COMMAND["gate"], *SIZES, OUT, JSON)
+def gate(
+    measurement: Path | None,
+    out: Path | None,
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Hold a MEASUREMENT against the budgets of a target.
 
     MEASUREMENT is a file that `edgeprune bench` wrote (default: measurement.json) or a run folder,
-    which is measured again if the target runs networks in another way than it was measured.
+    which is measured again if the target runs networks in another way than it was measured. A file
+    that was measured with --input or --dim is gated with the same.
     """
-    folder = _folder(measurement, out)
+    folder = _folder(measurement, out, inputs + dims)
     if folder is not None:
         go(folder, options, ("bench", "gate", "report"), as_json, make=False)
         return
@@ -306,7 +326,7 @@ def gate(measurement: Path | None, out: Path | None, as_json: bool, **options: A
     from edgeprune.pipeline.device import gate_on
     from edgeprune.target import load_target
 
-    target = load_target(options["target"] or "local-cpu")
+    target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
     tell_verdicts(gate_on(target, load_measurement(measurement or Path("measurement.json"))), as_json)
 
 

@@ -82,7 +82,9 @@ def gate_on(target: Target, measurement: Measurement) -> tuple[Verdict, ...]:
             where=", ".join(f"runtime.{key}" for key in other),
             value=", ".join(repr(measurement.runtime.get(key)) for key in other),
             expected=f"{', '.join(repr(wanted[key]) for key in other)}, as {target.path.name} asks",
-            hint=f"Measure with it: `edgeprune bench --target {target.path.stem} …`.",
+            hint="Give gate the --input and --dim that bench was given, or measure again."
+            if {*other} <= {"input", "inputs", "dims"}
+            else f"Measure with it: `edgeprune bench --target {target.path.stem} …`.",
         )
     return gate(target.budgets, measurement)
 

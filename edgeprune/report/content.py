@@ -277,6 +277,9 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
     provider, threads = runtime.get("provider", NONE), runtime.get("threads", NONE)
     precision, runner = runtime.get("precision", NONE), runtime.get("runner", NONE)
     lines.append(f"Run by: {provider}, {precision}, threads: {threads}, runner: {runner}.")
+    if any(runtime.get(key) for key in ("input", "inputs", "dims")):
+        shapes = [f"{i['name']} of {'x'.join(map(str, i['shape']))}" for i in placement.get("inputs", ())]
+        lines.append(f"Inputs, of the sizes asked for: {', '.join(shapes)}.")
     if placement.get("nodes"):
         nodes = ", ".join(f"{name} {count}" for name, count in placement["nodes"].items())
         proof = {

@@ -18,6 +18,9 @@ from edgeprune.target import Runtime
 
 WORKER = Path(__file__).with_name("worker")
 TIMEOUT_S = 600.0
+# Signals by which a process ends itself. Not SIGILL: there onnxruntime was built for another processor.
+CRASHES = {getattr(signal, name, None) for name in ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGBUS", "SIGTRAP")}
+RUN_PROBLEM = "could not run the ONNX file"
 
 PROBLEMS = {
     "environment": "could not start measuring",
@@ -57,7 +60,7 @@ class LocalRunner:
     def run(self, job: str, models: Sequence[Path] = (), **options: Any) -> dict[str, Any]:
         """Do one job; see ``Runner.run``."""
         python = str(Path(self.runtime.python).expanduser()) if self.runtime.python else sys.executable
-        request = worker_job(self.runtime, job, [str(Path(model).resolve()) for model in models], options)
+        request = worker_job(self.runtime, job, [str(Path(model).absolute()) for model in models], options)
         environment = worker_environment(self.runtime, job, os.environ)
         return run_worker([python, str(WORKER)], request, environment, self.runtime, self.timeout_s)
 
@@ -71,6 +74,8 @@ def worker_job(runtime: Runtime, job: str, models: Sequence[str], options: dict[
         "provider_options": dict(runtime.provider_options),
         "threads": runtime.threads,
         "input": list(runtime.input) if runtime.input else None,
+        "inputs": {name: list(shape) for name, shape in runtime.inputs.items()},
+        "dims": dict(runtime.dims),
         **options,
     }
 
@@ -128,6 +133,13 @@ def run_worker(
     try:
         stdout, stderr = process.communicate(json.dumps(request), timeout=timeout_s)
     except subprocess.TimeoutExpired:
+        if _first_contact(request):
+            raise ArtifactError(
+                RUN_PROBLEM,
+                where=request["models"][0],
+                value=f"still loading, or in its first inference, after {timeout_s:.0f} s",
+                hint="It never ends, or it is far too large for this device.",
+            ) from None
         raise MeasurementError(
             problem,
             where="the worker",
@@ -138,6 +150,14 @@ def run_worker(
         _end(process)
     answer = _last_json(stdout)
     if answer is None:
+        number = _signal(process.returncode)
+        if number in CRASHES and _first_contact(request):
+            raise ArtifactError(
+                RUN_PROBLEM,
+                where=request["models"][0],
+                value=f"one that crashes onnxruntime (signal {number}, {signal.strsignal(number)})",
+                hint="Only the worker's own process ended. Export the file again, or try another version.",
+            )
         _raise_no_answer(problem, command[0], process.returncode, stderr)
     if "error" in answer:
         _raise_fault(problem, command[0], answer["error"], runtime)
@@ -153,6 +173,17 @@ def _end(process: subprocess.Popen[str]) -> None:
         pass
 
 
+def _first_contact(request: dict[str, Any]) -> bool:
+    """Whether the file is to blame for a crash: the CPU provider loads it and runs it once, and no more."""
+    return (request["job"], request["provider"]) == ("placement", "CPUExecutionProvider")
+
+
+def _signal(status: int) -> int:
+    """The signal that ended a process; 0 if none did."""
+    number = -status if status < 0 else status - 128  # a shell that wraps the interpreter adds 128
+    return number if 0 < number < signal.NSIG else 0
+
+
 def _last_json(stdout: str) -> dict[str, Any] | None:
     """The last line, if it is a JSON object: libraries print before it as they like."""
     lines = stdout.strip().splitlines()
@@ -166,7 +197,7 @@ def _last_json(stdout: str) -> dict[str, Any] | None:
 def _raise_no_answer(problem: str, python: str, status: int, stderr: str) -> NoReturn:
     lines = stderr.strip().splitlines()
     last = f": {lines[-1][:200]}" if lines else ""
-    number = -status if status < 0 else status - 128  # a shell that wraps the interpreter adds 128
+    number = _signal(status)
     if number == 9:
         value, hint = "killed by signal 9", "The machine most likely ran out of memory."
     elif number > 0:
@@ -182,7 +213,7 @@ def _raise_fault(problem: str, python: str, fault: dict[str, Any], runtime: Runt
     """Turn the worker's fault into the exception that decides the exit code."""
     kind, message, hint = fault["kind"], fault["message"], fault["hint"]
     if kind == "model":
-        raise ArtifactError("could not run the ONNX file", where=fault["model"], value=message, hint=hint)
+        raise ArtifactError(RUN_PROBLEM, where=fault["model"], value=message, hint=hint)
     if kind == "provider":
         source = PACKAGES.get(runtime.provider, "a build of onnxruntime for that device")
         hint = (

@@ -9,7 +9,8 @@ prints one JSON object as the last line of stdout.
     {"job": "memory", "models": [path], "arena": false, ...}
     {"job": "latency", "models": [path, ...], "runs": 70, "min_runs": 13, "seconds": 4.0, ...}
 
-    with ... = "provider": name, "provider_options": {}, "threads": 1, "input": shape of the first or null
+    with ... = "provider": name, "provider_options": {}, "threads": 1, "input": shape of the first or null,
+    "inputs": {name: shape}, "dims": {name of a dimension: size}
 
 A failure answers {"error": {"kind", "message", "hint", "model"}} and exits with 2 or 3. Kinds: "model" (the
 file), "provider" (absent, or took no part), "environment" (numpy or onnxruntime), "worker" (a bug here).

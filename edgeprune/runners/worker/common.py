@@ -34,7 +34,9 @@ class Fault(Exception):  # noqa: N818 - the fault is the model's or the machine'
 
     def __init__(self, kind: str, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.kind, self.message, self.hint, self.model = kind, message, hint, ""
+        # Names in a file may hold codes that would steer the terminal.
+        text = "".join(letter if letter.isprintable() else "?" for letter in message)
+        self.kind, self.message, self.hint, self.model = kind, text, hint, ""
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ from typing import Any
 
 from .common import CPU, XNNPACK, Fault, Job, as_text, memory_bytes, np, ort, plain
 
-GIVE_SHAPE = "Give the shape as runtime.input in the target, e.g. input = [1, 3, 224, 224]."
-FIX_DIMENSION = "Fix it in the file, e.g. with python -m onnxruntime.tools.make_dynamic_shape_fixed."
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = {f"tensor({name})": name for name in (*INTEGERS, "float16", "bool")}
 DTYPES |= {"tensor(float)": "float32", "tensor(double)": "float64"}
@@ -65,49 +63,109 @@ def run_once(job: Job, session: Any, feed: dict[str, Any]) -> list[Any]:
     except Exception as reason:
         shapes = ", ".join(f"{name} of {as_text(value.shape)}" for name, value in feed.items())
         kind = "model" if job["provider"] == CPU else "provider"
-        raise Fault(kind, f"failing when it runs on {shapes} ({plain(reason)})") from None
+        whole = any(value.dtype.name in INTEGERS for value in feed.values())
+        hint = "Inputs of whole numbers are fed 0s and 1s, of bytes all values." if whole else ""
+        raise Fault(kind, f"failing when it runs on {shapes} ({plain(reason)})", hint) from None
 
 
-def input_shapes(inputs: list[Any], given: list[int] | None) -> list[list[int]]:
-    """Shapes to run with: the declared ones, ``given`` for the first input, 1 for an open batch.
+def input_shapes(inputs: list[Any], job: Job) -> list[list[int]]:
+    """Shapes to run with: the declared ones, with the job's sizes where the file leaves them open.
 
-    An open dimension of a later input takes the value that its name has in an earlier one.
+    The job's ``input`` is the shape of the first input, ``inputs`` has shapes by name, ``dims`` sizes of
+    named dimensions. A dimension that is open after that takes the size that its name has in another input;
+    an open first axis is a batch, of the first input's size or 1.
     """
-    named: dict[Any, int] = {}
+    given: dict[str, list[int]] = dict(job.get("inputs") or {})
+    named: dict[Any, int] = dict(job.get("dims") or {})
+    known = {size for value in inputs for size in value.shape if isinstance(size, str)}
+    check_known("an input", given, {value.name for value in inputs})
+    check_known("an open dimension", named, known)
+    if first := job.get("input"):
+        if not inputs:
+            raise Fault(
+                "model", f"without inputs, while {as_text(first)} is asked for", "Leave the shape out."
+            )
+        if given.setdefault(inputs[0].name, first) != first:
+            both = f"{as_text(first)} as the first one and {as_text(given[inputs[0].name])} by its name"
+            raise Fault("model", f"asked to take {both} at its input '{inputs[0].name}'", "Give one of them.")
+    for value in inputs:
+        if value.name in given:
+            check_given(value, given[value.name], named)
     shapes: list[list[int]] = []
     for value in inputs:
-        text = f"input '{value.name}' of {as_text(value.shape)}"
-        shape: list[int | None] = [size if isinstance(size, int) else named.get(size) for size in value.shape]
-        if given and not shapes:
-            if len(given) != len(shape) or any(a not in (None, b) for a, b in zip(shape, given, strict=True)):
-                message = f"made for an {text}, while the target asks for {as_text(given)}"
-                raise Fault("model", message, "Set runtime.input to the model's own shape, or leave it out.")
-            shape = [*given]
-        elif shape and shape[0] is None:
+        shape: list[Any] = given.get(value.name) or [named.get(s) if is_open(s) else s for s in value.shape]
+        if shape and shape[0] is None:
             shape[0] = shapes[0][0] if shapes and shapes[0] else 1
-        known = [size for size in shape if size is not None]
-        if len(known) < len(shape):
-            axis = shape.index(None)
-            message = f"open in dimension '{value.shape[axis] or '?'}' (axis {axis}) of its {text}"
-            raise Fault("model", message, FIX_DIMENSION if shapes else GIVE_SHAPE)
-        named.update({name: size for name, size in zip(value.shape, known, strict=True) if name is not None})
-        shapes.append(known)
+        if None in shape:
+            axes = [axis for axis, size in enumerate(shape) if size is None]
+            open_axes = ", ".join(f"'{value.shape[axis] or '?'}' (axis {axis})" for axis in axes)
+            where = f"its input '{value.name}' of {as_text(value.shape)}"
+            message = f"open in dimension{'s' * (len(axes) > 1)} {open_axes} of {where}"
+            raise Fault("model", message, how_to_give(value, axes))
+        # A value of unknown rank is declared without sizes, like a scalar.
+        for name, size in zip(value.shape, shape, strict=False):
+            if isinstance(name, str):
+                named.setdefault(name, size)
+        shapes.append(list(shape))
     return shapes
+
+
+def is_open(size: Any) -> bool:
+    """Whether a declared size is left open: a name or nothing, or a negative number as old exporters do."""
+    return not isinstance(size, int) or size < 0
+
+
+def check_known(what: str, given: Job, known: set[str]) -> None:
+    """A size for what is not in the file is a misspelt name."""
+    for name in given:
+        if name not in known:
+            there = ", ".join(f"'{other}'" for other in sorted(known)) or "none"
+            raise Fault(
+                "model", f"without {what} '{name}' (it has: {there})", "Give its size to one of these."
+            )
+
+
+def check_given(value: Any, shape: list[int], named: dict[Any, int]) -> None:
+    """Hold a given shape against the declared one, and learn the sizes of names from it."""
+    text = f"made for an input '{value.name}' of {as_text(value.shape)}, while {as_text(shape)} is asked for"
+    hint = "Give the model's own sizes in --input, --dim, runtime.input, inputs and dims, or leave them out."
+    if value.shape and len(value.shape) != len(shape):
+        raise Fault("model", text, hint)
+    for declared, size in zip(value.shape, shape, strict=False):
+        if named.get(declared, size) != size:
+            raise Fault("model", f"{text}, and '{declared}' is {named[declared]} elsewhere", hint)
+        if not is_open(declared) and declared != size:
+            raise Fault("model", text, hint)
+        if isinstance(declared, str):
+            named[declared] = size
+
+
+def how_to_give(value: Any, axes: list[int]) -> str:
+    """The options that would close open axes of an input."""
+    if all(isinstance(value.shape[axis], str) for axis in axes):
+        sizes = " ".join(f"--dim '{name}=SIZE'" for name in dict.fromkeys(value.shape[axis] for axis in axes))
+        return f"Give {sizes}, or the same under [runtime.dims] in the target."
+    example = ",".join("SIZE" if is_open(size) else str(size) for size in value.shape)
+    return f"Give --input '{value.name}={example}', or the same under [runtime.inputs] in the target."
 
 
 def make_inputs(job: Job, session: Any) -> dict[str, Any]:
     """The same numbers in every process. Integers that may be indices are 0 or 1, masks are all true."""
-    feed: dict[str, Any] = {}
-    shapes = input_shapes(session.get_inputs(), job.get("input"))
-    for value, shape in zip(session.get_inputs(), shapes, strict=True):
+    inputs = session.get_inputs()
+    for value in inputs:
         if value.type not in DTYPES:
             message = f"made for an input '{value.name}' of type {value.type}"
             raise Fault("model", message, "Inputs can be tensors of numbers or booleans.")
+    feed: dict[str, Any] = {}
+    free = memory_bytes() // 4
+    shapes = input_shapes(inputs, job)
+    for value, shape in zip(inputs, shapes, strict=True):
         dtype = DTYPES[value.type]
         size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        if size_bytes > memory_bytes() // 4:
+        free -= size_bytes
+        if free < 0:
             message = f"made for an input '{value.name}' of {as_text(shape)}, {size_bytes / 1e9:.3g} GB"
-            raise Fault("model", message, "That is more than a quarter of this machine's memory.")
+            raise Fault("model", message, "Its inputs take more than a quarter of this machine's memory.")
         rng = np.random.default_rng(len(feed))
         if dtype in INTEGERS:
             low, high = {"uint8": (0, 255), "int8": (-128, 127)}.get(dtype, (0, 1))
@@ -116,6 +174,9 @@ def make_inputs(job: Job, session: Any) -> dict[str, Any]:
             feed[value.name] = np.ones(shape, dtype)
         else:
             feed[value.name] = rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
+    if feed and not any(array.size for array in feed.values()):
+        texts = ", ".join(f"'{name}' of {as_text(array.shape)}" for name, array in feed.items())
+        raise Fault("model", f"made for inputs without elements ({texts})", "There is nothing to measure.")
     return feed
 
 
