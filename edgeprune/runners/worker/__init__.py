@@ -5,7 +5,7 @@ folder by its path, and nothing else of edgeprune is imported here. It reads one
 prints one JSON object as the last line of stdout.
 
     {"job": "environment"}
-    {"job": "placement" | "memory", "models": [path], ...}
+    {"job": "placement" | "memory" | "instructions", "models": [path], ...}
     {"job": "latency", "models": [path, ...], "runs": 70, "min_runs": 13, "seconds": 4.0, ...}
 
     with ... = "provider": name, "provider_options": {}, "threads": 1, "input": shape of the first or null
