@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.errors import ArtifactError, MeasurementError, UsageError
 from edgeprune.files import read_json
+from edgeprune.instructions import NOT_COUNTED, count_instructions, instruction_notes, planned_launches
 from edgeprune.measurement_format import MEASUREMENT_FORMAT, MEMORY_FIGURES, format_fault
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.noise import latency_notes, machine_notes, memory_notes, placement_notes
@@ -46,10 +47,13 @@ class Measurement:
             over onnxruntime alone, medians over processes, or None and ``why``; ``method``; ``repeats``:
             the peak in each process.
         latency_samples_s: Every timed inference, by process. Sample k of a process and sample k of the same
-            process of the baseline are a pair.
+            process of the baseline are a pair. Empty, as ``load_s`` and ``first_inference_s``, if nothing was
+            timed.
         load_s: Time to load the model, by process.
         first_inference_s: Time of the first inference, by process.
         notes: What makes the figures doubtful, each with a hint.
+        instructions: ``count`` of one warm inference, the median over processes, or None and ``why``;
+            ``method``; ``repeats``: the count in each process.
         baseline: The dense network, measured in the same processes.
     """
 
@@ -64,6 +68,7 @@ class Measurement:
     load_s: tuple[float, ...]
     first_inference_s: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    instructions: dict[str, Any] = field(default_factory=lambda: dict(NOT_COUNTED))
     baseline: Measurement | None = None
 
     @property
@@ -76,12 +81,14 @@ class Measurement:
 
     @property
     def latency_ratio(self) -> Estimate | None:
-        """Latency of this network / latency of the baseline; None without a baseline."""
-        return ratio_estimate(self.pairs) if self.baseline else None
+        """Latency of this network / latency of the baseline; None without a baseline or times."""
+        return ratio_estimate(self.pairs) if self.baseline and self.latency_samples_s else None
 
     def value(self, metric: str) -> float | Estimate | None:
         """A metric of ``METRICS`` in SI units; None if it was not measured (``why_unmeasured`` says why)."""
         if METRICS[metric].relative and self.baseline is None:
+            return None
+        if metric in _TIMES and not self.latency_samples_s:
             return None
         if metric in _READERS:
             return _READERS[metric](self)
@@ -98,8 +105,9 @@ class Measurement:
             return None
         if METRICS[metric].relative and self.baseline is None:
             return "No dense network was measured beside it: give one as the baseline."
-        if metric.startswith("instructions"):
-            return "This version does not count instructions."
+        if metric in _TIMES and not self.latency_samples_s:
+            player = self.environment.get("emulator")
+            return f"{player} plays the processor: times mean nothing." if player else "Nothing was timed."
         if metric.startswith("latency_p"):
             count = sum(len(samples) for samples in self.latency_samples_s)
             return f"It takes {min_samples(_percentile(metric))} samples, and there are {count}."
@@ -108,6 +116,8 @@ class Measurement:
         lacking = [side for side in sides if side.value(fact) is None]
         if lacking and fact == "peak_memory":
             return f"{lacking[0].memory['why']}."
+        if lacking and fact == "instructions":
+            return f"{lacking[0].instructions['why']}."
         if lacking:
             names = " and ".join(side.artifact.path.name for side in lacking)
             text = fact.replace("_", " ")
@@ -146,7 +156,7 @@ class Measurement:
         artifact |= {"path": Path(artifact["path"]), "input_shape": None if shape is None else tuple(shape)}
         return cls(
             **{key: content[key] for key in ("target_name", "target_sha256", "runtime")},
-            **{key: content[key] for key in ("environment", "placement", "memory")},
+            **{key: content[key] for key in ("environment", "placement", "memory", "instructions")},
             artifact=Artifact(**artifact),
             latency_samples_s=tuple(tuple(samples) for samples in content["latency_samples_s"]),
             load_s=tuple(content["load_s"]),
@@ -172,6 +182,8 @@ def bench(
     baseline: Artifact | Path | str | None = None,
     processes: int = 10,
     runs: int = 70,
+    instructions: bool = False,
+    latency: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Measurement:
     """Measure an ONNX file on a target, and its dense network in the same processes.
@@ -186,12 +198,14 @@ def bench(
         processes: Fresh processes, at least 2. The process is the unit of the intervals.
         runs: Timed inferences of each network in each process; fewer if they take longer than
             ``SECONDS_PER_PROCESS``, but enough in all for the 95th percentile.
+        instructions: Count those of one warm inference too, as is done if a budget of the target needs them.
+        latency: Time the networks. On an emulated processor neither time nor memory is ever taken.
         on_progress: Called with (steps done, steps in all, what comes next).
 
     Raises:
-        UsageError: ``processes`` or ``runs`` is too small.
+        UsageError: ``processes`` or ``runs`` is too small; instructions of several threads are asked for.
         ArtifactError: A file is at fault, or the two do not take the same input.
-        MeasurementError: The provider, the interpreter or the device is absent, or took no part.
+        MeasurementError: The provider, the interpreter, the device or what counts is absent, or took no part.
 
     Example:
         >>> target = load_target("local-cpu")
@@ -211,20 +225,26 @@ def bench(
             expected="'fp32'",
             hint="This version runs the ONNX file as it is and converts nothing.",
         )
+    launches = planned_launches(target, instructions)
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
     paths = [one.path for one in artifacts]
     runner = runner_for(target.runtime)
-    progress = _Steps(1 + len(paths) * (1 + MEMORY_REPEATS) + processes, on_progress)
+    progress = _Steps(1 + len(paths), on_progress)
 
     progress.next("environment")
     environment = runner.run("environment")
+    player = environment.get("emulator")
+    rounds = processes if latency and not player else 0
+    progress.total += rounds + len(paths) * (launches + (0 if player else MEMORY_REPEATS))
     placements = []
     for path in paths:
         progress.next(f"placement of {path.name}")
         placements.append(runner.run("placement", [path]))
     _check_same_input(paths, placements)
-    timings = _time(runner, paths, processes, runs, progress)
-    memories = [_memory(runner, path, progress) for path in paths]
+    # What may be absent comes first, so that nobody waits for the other figures in vain.
+    counts = [count_instructions(runner, path, launches, progress.next) for path in paths]
+    timings = _time(runner, paths, rounds, runs, progress)
+    memories = [_memory(runner, path, progress) if not player else _no_memory(player) for path in paths]
     progress.next("done")
 
     measurements = [
@@ -239,14 +259,18 @@ def bench(
             latency_samples_s=tuple(tuple(ns / 1e9 for ns in answer["samples_ns"]) for answer in timing),
             load_s=tuple(answer["load_ns"] / 1e9 for answer in timing),
             first_inference_s=tuple(answer["first_ns"] / 1e9 for answer in timing),
+            instructions=count,
         )
-        for one, placement, memory, timing in zip(artifacts, placements, memories, timings, strict=True)
+        for one, placement, memory, timing, count in zip(
+            artifacts, placements, memories, timings, counts, strict=True
+        )
     ]
-    notes = machine_notes(environment, target.runtime)
+    notes = machine_notes(environment, target.runtime) if rounds else []
     for one in measurements:
         name = one.artifact.path.name
         notes += latency_notes(name, one.latency_samples_s)
         notes += memory_notes(name, one.memory["repeats"])
+        notes += instruction_notes(name, one.instructions["repeats"])
         notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
     dense = None if baseline is None else measurements[1]
     return replace(measurements[0], baseline=dense, notes=tuple(notes))
@@ -294,7 +318,7 @@ def _time(
     runner: Runner, paths: list[Path], processes: int, runs: int, progress: _Steps
 ) -> list[list[dict[str, Any]]]:
     """Latency jobs: for each model the worker's answer of each process."""
-    enough = math.ceil(MIN_SAMPLES[95] / processes)
+    enough = math.ceil(MIN_SAMPLES[95] / max(1, processes))
     answers: list[list[dict[str, Any]]] = [[] for _ in paths]
     for process in range(processes):
         progress.next(f"latency, process {process + 1} of {processes}")
@@ -317,6 +341,11 @@ def _memory(runner: Runner, path: Path, progress: _Steps) -> dict[str, Any]:
     middle = {name: None if why else int(median(one[name] for one in found)) for name in MEMORY_FIGURES}
     repeats = [] if why else [one["peak_bytes"] for one in found]
     return {**middle, "method": found[0]["method"], "why": why, "repeats": repeats}
+
+
+def _no_memory(player: str) -> dict[str, Any]:
+    why = f"{player} plays the processor: memory would be its own"
+    return {**dict.fromkeys(MEMORY_FIGURES), "method": None, "why": why, "repeats": []}
 
 
 # --- metrics ------------------------------------------------------------------------------------------------
@@ -346,6 +375,7 @@ def _accuracy_drop(one: Measurement) -> float | None:
     return None if slim is None or dense is None else dense - slim
 
 
+_TIMES = {"throughput", "load_time", *(name for name in METRICS if name.startswith("latency_"))}
 # Percentiles and ratios of these follow by name.
 _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "latency_ratio": lambda one: one.latency_ratio,
@@ -355,7 +385,7 @@ _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "peak_memory": lambda one: _as_float(one.memory["peak_bytes"]),
     "params": lambda one: _as_float(one.artifact.params),
     "macs": lambda one: _as_float(one.artifact.macs),
-    "instructions": lambda _: None,
+    "instructions": lambda one: _as_float(one.instructions["count"]),
     "accuracy": _accuracy,
     "accuracy_drop": _accuracy_drop,
     "parity_error": lambda one: one.artifact.parity_error,

@@ -15,7 +15,7 @@ PACKAGE = Path(edgeprune.__file__).parent
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
     "errors", "files", "units", "metrics", "target", "artifact", "statistics", "runners", "noise",
-    "measurement_format", "measurement", "verdict", "report",
+    "instructions", "measurement_format", "measurement", "verdict", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",

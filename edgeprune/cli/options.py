@@ -121,7 +121,15 @@ EXPORT = [
 TARGET = [
     _option("--target", metavar="NAME", text="A shipped target's name or a .toml file.", default="local-cpu")
 ]
-BENCH = [_option("--processes", type=click.IntRange(2), text="Fresh processes to time in.", default="10")]
+BENCH = [
+    _option("--processes", type=click.IntRange(2), text="Fresh processes to time in.", default="10"),
+    _option(
+        "--instructions/--no-instructions",
+        text="Count the instructions of an inference (callgrind, or an emulated processor).",
+        default="if a budget needs them",
+    ),
+    _option("--latency/--no-latency", text="Time the networks.", default="latency"),
+]
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

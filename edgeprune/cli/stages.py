@@ -197,7 +197,13 @@ def bench(
     target = load_target(options["target"] or "local-cpu")
     with Display() as display:
         measurement = measure(
-            model, target, baseline=baseline, processes=options["processes"] or 10, on_progress=display.step
+            model,
+            target,
+            baseline=baseline,
+            processes=options["processes"] or 10,
+            instructions=bool(options["instructions"]),
+            latency=options["latency"] is not False,
+            on_progress=display.step,
         )
     write_json(save, measurement.to_json())
     if as_json:

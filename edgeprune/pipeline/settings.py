@@ -52,6 +52,8 @@ class Settings:
         tolerance: Largest relative difference between ONNX and torch.
         target: Target file, a name or a path.
         processes: Fresh processes of the latency measurement.
+        instructions: Count those of an inference too; a budget that needs them is asking as well.
+        latency: Time the networks.
     """
 
     model: str
@@ -88,6 +90,8 @@ class Settings:
     tolerance: float = 1e-4
     target: str = "local-cpu"
     processes: int = 10
+    instructions: bool = False
+    latency: bool = True
 
     def dense_epochs(self) -> int:
         """Epochs of dense training."""
