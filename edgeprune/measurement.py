@@ -229,13 +229,15 @@ def bench(
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
     paths = [one.path for one in artifacts]
     runner = runner_for(target.runtime)
-    progress = _Steps(1 + len(paths), on_progress)
+    rounds = processes if latency else 0
+    progress = _Steps(1 + len(paths) * (1 + launches + MEMORY_REPEATS) + rounds, on_progress)
 
     progress.next("environment")
     environment = runner.run("environment")
     player = environment.get("emulator")
-    rounds = processes if latency and not player else 0
-    progress.total += rounds + len(paths) * (launches + (0 if player else MEMORY_REPEATS))
+    if player:
+        progress.total -= rounds + len(paths) * MEMORY_REPEATS
+        rounds = 0
     placements = []
     for path in paths:
         progress.next(f"placement of {path.name}")

@@ -14,7 +14,6 @@ import json
 import mmap
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .common import Fault, Job, np
+from .common import Fault, Job, first_match, np
 from .environment import emulator
 from .latency import open_timed
 from .session import warm_library
@@ -170,12 +169,12 @@ def last_answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def total(file: Path) -> int:
     """Instructions that one of callgrind's files tells."""
-    found = re.search(r"^totals: (\d+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
+    told = first_match(str(file), r"(?m)^totals: (\d+)$")
+    if not told:
         raise Fault(
             "environment", "on a machine whose callgrind wrote no totals", "Is valgrind 3.19 or newer?"
         )
-    return int(found[1])
+    return int(told)
 
 
 def valgrind_marks() -> Callable[[], None]:
