@@ -185,15 +185,17 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     dense = ep.load_model("resnet20", num_classes=10)
     groups = ep.find_groups(dense, data.example)
     scores = ep.schemes.Random(seed=0).fit(dense, groups, data)
-    plan = ep.make_plan(dense, groups, scores, data.example, max_macs_ratio=0.5)
+    # Widths that are no multiples of 8 take onnxruntime off its blocked kernels: more instructions than dense.
+    plan = ep.make_plan(dense, groups, scores, data.example, max_macs_ratio=0.5, channel_multiple=8)
     slim = ep.export(ep.slim(dense, plan), data.example, folder / "slim.onnx").path
     return slim, ep.export(dense, data.example, folder / "dense.onnx").path
 
 
 @pytest.fixture(scope="module")
 def hogs() -> Iterator[None]:
-    """Four busy processes beside the launches."""
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10**6))"]) for _ in range(4)]
+    """Four busy processes beside the launches, with those that are there anyway."""
+    more = max(0, 4 - int(os.getloadavg()[0]))
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10**6))"]) for _ in range(more)]
     yield
     for hog in hogs:
         hog.kill()
@@ -232,7 +234,7 @@ def test_counts_repeat_beside_busy_processes(
     for path in networks:
         answers = [runner.run("instructions", [path]) for _ in range(5)]
         counts = [answer["count"] for answer in answers]
-        print(name, path.stem, counts, answers[0]["method"])
+        print(name, path.stem, counts, answers[0]["method"], f"load average {os.getloadavg()[0]:.1f}")
         assert (max(counts) - min(counts)) / min(counts) <= 0.0025
         assert len({answer["method"] for answer in answers}) == 1
         found.append(counts[0])
