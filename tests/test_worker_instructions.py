@@ -185,7 +185,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     dense = ep.load_model("resnet20", num_classes=10)
     groups = ep.find_groups(dense, data.example)
     scores = ep.schemes.Random(seed=0).fit(dense, groups, data)
-    # Widths that are no multiples of 8 take onnxruntime off its blocked kernels: more instructions than dense.
+    # Other widths take onnxruntime off its blocked kernels, and slim takes more instructions than dense.
     plan = ep.make_plan(dense, groups, scores, data.example, max_macs_ratio=0.5, channel_multiple=8)
     slim = ep.export(ep.slim(dense, plan), data.example, folder / "slim.onnx").path
     return slim, ep.export(dense, data.example, folder / "dense.onnx").path
