@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, payload: bytes, batch: int | None) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # on by default in wheels from 1.29 on
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

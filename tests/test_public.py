@@ -12,7 +12,8 @@ import pytest
 import edgeprune as ep
 
 SURFACE = {
-    "bench": "(artifact, target, *, baseline=None, processes=10, runs=70, on_progress=None)",
+    "bench": "(artifact, target, *, baseline=None, processes=10, runs=70, instructions=False,"
+    " latency=True, on_progress=None)",
     "count_macs": "(model, example)",
     "count_params": "(model)",
     "evaluate": "(model, loader)",

@@ -128,8 +128,9 @@ def by_callgrind(job: Job) -> Job:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--tool=callgrind", "--instr-atstart=no", "--separate-threads=yes"]
         out = Path(folder, "counts")
-        # As this process was started: through a loader of its own, in a virtual environment ...
-        command = [valgrind, *options, f"--callgrind-out-file={out}", *sys.orig_argv]
+        # As this process was started, be it through a loader of its own, which sys.orig_argv leaves out.
+        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
+        command = [valgrind, *options, f"--callgrind-out-file={out}", *map(os.fsdecode, words)]
         done = subprocess.run(
             command,
             input=json.dumps({**job, "counted_by": "callgrind"}),
