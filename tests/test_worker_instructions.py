@@ -140,7 +140,8 @@ def test_onnxruntime_reports_nothing_and_has_no_thread_for_it(tmp_path: Path) ->
     variables = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(Path(instructions.__file__).parent.parent)],
-        env=variables | {"OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True, check=True, cwd=tmp_path,
+        env=variables | {"OPENBLAS_NUM_THREADS": "1"}, cwd=tmp_path,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["1", "1"]
 

@@ -3,7 +3,8 @@
     callgrind   this job starts itself once more under valgrind, which is told by requests when to count
     qemu-user   this process runs on an emulated processor already, whose plugin is asked for its count
 
-Both count the first thread alone. What the asking itself costs is measured and taken off.
+Both count the first thread alone, since what others do depends on the clock. What the asking itself costs is
+measured and taken off.
 """
 
 from __future__ import annotations
