@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.errors import ArtifactError, MeasurementError, UsageError
+from edgeprune.instructions import count_instructions, instruction_notes, planned_launches
 from edgeprune.measurement import Measurement
 from edgeprune.measurement_format import MEMORY_FIGURES
 from edgeprune.metrics import Estimate
@@ -43,15 +44,17 @@ def bench(
     processes: int = PROCESSES,
     runs: int = 70,
     budget_seconds: float | None = None,
+    instructions: bool = False,
+    latency: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Measurement:
     """Measure an ONNX file on a target, and its dense network in the same processes.
 
-    Where each node runs is proven first, and memory is taken in processes of its own. Then both networks are
-    timed in turns inside fresh processes. That ends as soon as the interval of the ratio (of the median
-    latency without a dense network) reaches no further than 3 % to either side after at least 10 processes,
-    since nothing narrower is ever claimed; or when the next process would not end within ``budget_seconds``,
-    or after ``processes``.
+    Where each node runs is proven first, instructions are counted if that is asked for, and memory is taken
+    in processes of its own. Then both networks are timed in turns inside fresh processes. That ends as soon
+    as the interval of the ratio (of the median latency without a dense network) reaches no further than 3 %
+    to either side after at least 10 processes, since nothing narrower is ever claimed; or when the next
+    process would not end within ``budget_seconds``, or after ``processes``.
 
     Args:
         artifact: The ONNX file.
@@ -62,12 +65,15 @@ def bench(
             ``SECONDS_PER_PROCESS``, but enough in all for the 95th percentile.
         budget_seconds: Of the whole measurement; None: no limit. What comes before the timed processes, and
             the first two of these, is done in any case.
+        instructions: Count those of one warm inference too, as is done if a budget of the target needs them.
+        latency: Time the networks. On an emulated processor neither time nor memory is ever taken.
         on_progress: Called with (steps done, steps in all, what comes next).
 
     Raises:
-        UsageError: ``processes``, ``runs`` or ``budget_seconds`` is too small.
+        UsageError: ``processes``, ``runs`` or ``budget_seconds`` is too small; instructions of several
+            threads are asked for.
         ArtifactError: A file is at fault, or the two do not take the same input.
-        MeasurementError: The provider, the interpreter or the device is absent, or took no part.
+        MeasurementError: The provider, the interpreter, the device or what counts is absent, or took no part.
 
     Example:
         >>> target = load_target("local-cpu")
@@ -84,24 +90,33 @@ def bench(
             expected="'fp32'",
             hint="This version runs the ONNX file as it is and converts nothing.",
         )
+    launches = planned_launches(target, instructions)
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
     paths = [one.path for one in artifacts]
     runner = runner_for(target.runtime)
-    progress = _Steps(1 + len(paths) * (1 + MEMORY_REPEATS) + processes, on_progress)
+    rounds = processes if latency else 0
+    progress = _Steps(1 + len(paths) * (1 + launches + MEMORY_REPEATS) + rounds, on_progress)
 
     progress.next("environment")
     environment = runner.run("environment")
+    player = environment.get("emulator")
+    if player:
+        progress.total -= rounds + len(paths) * MEMORY_REPEATS
+        rounds = 0
     placements = []
     for path in paths:
         progress.next(f"placement of {path.name}")
         placements.append(runner.run("placement", [path]))
     _check_same_input(paths, placements)
-    memories = [_memory(runner, path, progress) for path in paths]
-    timing = Timing(processes, runs, budget_seconds, started)
+    # What may be absent comes first, so that nobody waits for the other figures in vain.
+    counts = [count_instructions(runner, path, launches, progress.next) for path in paths]
+    memories = [_no_memory(player) if player else _memory(runner, path, progress) for path in paths]
+    timing = Timing(rounds, runs, budget_seconds, started)
     timing.run(runner, paths, progress)
     progress.finish()
 
-    environment = {**environment, **timing.disturbance()}
+    if rounds:
+        environment = {**environment, **timing.disturbance()}
     measurements = [
         Measurement(
             target_name=target.name,
@@ -114,17 +129,21 @@ def bench(
             latency_samples_s=tuple(tuple(ns / 1e9 for ns in answer["samples_ns"]) for answer in answers),
             load_s=tuple(answer["load_ns"] / 1e9 for answer in answers),
             first_inference_s=tuple(answer["first_ns"] / 1e9 for answer in answers),
+            instructions=count,
         )
-        for one, placement, memory, answers in zip(
-            artifacts, placements, memories, timing.answers, strict=True
+        for one, placement, memory, answers, count in zip(
+            artifacts, placements, memories, timing.answers, counts, strict=True
         )
     ]
-    notes = machine_notes(environment, target.runtime) + disturbance_notes(environment)
-    notes += width_notes(timing.estimate(), len(timing.machines), timing.stopped, budget_seconds)
+    notes = []
+    if rounds:
+        notes += machine_notes(environment, target.runtime) + disturbance_notes(environment)
+        notes += width_notes(timing.estimate(), len(timing.machines), timing.stopped, budget_seconds)
     for one in measurements:
         name = one.artifact.path.name
         notes += latency_notes(name, one.latency_samples_s)
         notes += memory_notes(name, one.memory["repeats"])
+        notes += instruction_notes(name, one.instructions["repeats"])
         notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
     dense = None if baseline is None else measurements[1]
     return replace(measurements[0], baseline=dense, notes=tuple(notes))
@@ -148,7 +167,7 @@ class Timing:
     """The timed processes of a measurement, as many as it takes.
 
     Attributes:
-        most: Processes at most.
+        most: Processes at most; 0: nothing is timed.
         runs: Timed inferences of each network in a process.
         budget_s: Of the whole measurement; None: no limit.
         started_s: When it began, on the monotonic clock.
@@ -168,7 +187,7 @@ class Timing:
     def run(self, runner: Runner, paths: Sequence[Path], progress: _Steps) -> None:
         """Time the networks in one process after another until it is enough."""
         self.answers = [[] for _ in paths]
-        enough = math.ceil(MIN_SAMPLES[95] / min(self.most, MIN_PROCESSES))
+        enough = math.ceil(MIN_SAMPLES[95] / max(1, min(self.most, MIN_PROCESSES)))
         seconds = SECONDS_PER_PROCESS
         if self.budget_s is not None:
             # A third of a process's share: starting, loading and warming up take time too, and more
@@ -263,9 +282,18 @@ def _memory(runner: Runner, path: Path, progress: _Steps) -> dict[str, Any]:
     why = found[0]["why"]
     middle = {name: None if why else int(median(one[name] for one in found)) for name in MEMORY_FIGURES}
     repeats = [] if why else [one["peak_bytes"] for one in found]
-    untold = {"peak_bytes": None, "method": None, "why": NOT_TOLD}
-    parts = {
-        "arena": found[0].get("arena") or {**untold, "held_bytes": None},
-        "device": found[0].get("device") or untold,
-    }
+    parts = {name: found[0].get(name) or part for name, part in _untold_parts(NOT_TOLD).items()}
     return {**middle, "method": found[0]["method"], "why": why, "repeats": repeats, **parts}
+
+
+def _no_memory(player: str) -> dict[str, Any]:
+    """On an emulated processor."""
+    why = f"{player} plays the processor: memory would be its own"
+    figures = dict.fromkeys(MEMORY_FIGURES)
+    return {**figures, "method": None, "why": why, "repeats": [], **_untold_parts(why)}
+
+
+def _untold_parts(why: str) -> dict[str, dict[str, Any]]:
+    """The arena's and the device's figures where nobody tells them."""
+    untold = {"peak_bytes": None, "method": None, "why": why}
+    return {"arena": {**untold, "held_bytes": None}, "device": untold}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune.artifact import Artifact
 from edgeprune.errors import ArtifactError
 from edgeprune.files import read_json
+from edgeprune.instructions import NOT_COUNTED
 from edgeprune.measurement_format import MEASUREMENT_FORMAT, format_fault
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.statistics import median_estimate, min_samples, percentile_estimate, ratio_estimate
@@ -32,10 +33,13 @@ class Measurement:
             the peak in each process. ``arena``: ``peak_bytes`` in use and ``held_bytes`` of onnxruntime's own
             pool, ``device``: ``peak_bytes`` on a GPU; each with ``method``, or None and ``why``.
         latency_samples_s: Every timed inference, by process. Sample k of a process and sample k of the same
-            process of the baseline are a pair.
+            process of the baseline are a pair. Empty, as ``load_s`` and ``first_inference_s``, if nothing was
+            timed.
         load_s: Time to load the model, by process, the file being in the system's cache.
         first_inference_s: Time of the first inference, by process; with loading it makes the cold start.
         notes: What makes the figures doubtful, each with a hint.
+        instructions: ``count`` of one warm inference, the median over processes, or None and ``why``;
+            ``method``; ``repeats``: the count in each process.
         baseline: The dense network, measured in the same processes.
     """
 
@@ -50,6 +54,7 @@ class Measurement:
     load_s: tuple[float, ...]
     first_inference_s: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    instructions: dict[str, Any] = field(default_factory=lambda: dict(NOT_COUNTED))
     baseline: Measurement | None = None
 
     @property
@@ -62,8 +67,8 @@ class Measurement:
 
     @property
     def latency_ratio(self) -> Estimate | None:
-        """Latency of this network / latency of the baseline; None without a baseline."""
-        return ratio_estimate(self.pairs) if self.baseline else None
+        """Latency of this network / latency of the baseline; None without a baseline or times."""
+        return ratio_estimate(self.pairs) if self.baseline and self.latency_samples_s else None
 
     @property
     def cold_start_s(self) -> tuple[float, ...]:
@@ -73,6 +78,8 @@ class Measurement:
     def value(self, metric: str) -> float | Estimate | None:
         """A metric of ``METRICS`` in SI units; None if it was not measured (``why_unmeasured`` says why)."""
         if METRICS[metric].relative and self.baseline is None:
+            return None
+        if metric in _TIMES and not self.latency_samples_s:
             return None
         if metric in _READERS:
             return _READERS[metric](self)
@@ -89,8 +96,9 @@ class Measurement:
             return None
         if METRICS[metric].relative and self.baseline is None:
             return "No dense network was measured beside it: give one as the baseline."
-        if metric.startswith("instructions"):
-            return "This version does not count instructions."
+        if metric in _TIMES and not self.latency_samples_s:
+            player = self.environment.get("emulator")
+            return f"{player} plays the processor: times mean nothing." if player else "Nothing was timed."
         if metric.startswith("latency_p"):
             count = sum(len(samples) for samples in self.latency_samples_s)
             return f"It takes {min_samples(_percentile(metric))} samples, and there are {count}."
@@ -101,6 +109,8 @@ class Measurement:
             return f"{lacking[0].memory['why']}."
         if lacking and fact in _MEMORY_PARTS:
             return f"{lacking[0].memory[_MEMORY_PARTS[fact]]['why']}."
+        if lacking and fact == "instructions":
+            return f"{lacking[0].instructions['why']}."
         if lacking:
             names = " and ".join(side.artifact.path.name for side in lacking)
             text = fact.replace("_", " ")
@@ -139,7 +149,7 @@ class Measurement:
         artifact |= {"path": Path(artifact["path"]), "input_shape": None if shape is None else tuple(shape)}
         return cls(
             **{key: content[key] for key in ("target_name", "target_sha256", "runtime")},
-            **{key: content[key] for key in ("environment", "placement", "memory")},
+            **{key: content[key] for key in ("environment", "placement", "memory", "instructions")},
             artifact=Artifact(**artifact),
             latency_samples_s=tuple(tuple(samples) for samples in content["latency_samples_s"]),
             load_s=tuple(content["load_s"]),
@@ -194,7 +204,8 @@ def _cold_start_ratio(one: Measurement) -> Estimate | None:
 
 # Metric -> part of the memory's figures.
 _MEMORY_PARTS = {"arena_memory": "arena", "device_memory": "device"}
-
+_STARTS = {"load_time", "first_inference", "cold_start", "cold_start_ratio"}
+_TIMES = {"throughput", *_STARTS, *(name for name in METRICS if name.startswith("latency_"))}
 # Percentiles and ratios of these follow by name.
 _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "latency_ratio": lambda one: one.latency_ratio,
@@ -209,7 +220,7 @@ _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "device_memory": lambda one: _as_float(one.memory["device"]["peak_bytes"]),
     "params": lambda one: _as_float(one.artifact.params),
     "macs": lambda one: _as_float(one.artifact.macs),
-    "instructions": lambda _: None,
+    "instructions": lambda one: _as_float(one.instructions["count"]),
     "accuracy": _accuracy,
     "accuracy_drop": _accuracy_drop,
     "parity_error": lambda one: one.artifact.parity_error,

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from edgeprune.artifact import Artifact
+from edgeprune.instructions import is_instructions
 
 MEASUREMENT_FORMAT = 2
 MEMORY_FIGURES = ("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes")
@@ -23,6 +24,11 @@ def _is_times(value: Any) -> bool:
 
 def _is_samples(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 1 and all(_is_times(times) for times in value)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Of times: nothing was timed."""
+    return isinstance(value, list | tuple) and not value
 
 
 def _is_texts(value: Any) -> bool:
@@ -70,9 +76,10 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "environment": lambda value: isinstance(value, dict),
     "placement": _is_placement,
     "memory": _is_memory,
-    "latency_samples_s": _is_samples,
-    "load_s": lambda value: _is_times(value) and len(value) > 1,
-    "first_inference_s": lambda value: _is_times(value) and len(value) > 1,
+    "instructions": is_instructions,
+    "latency_samples_s": lambda value: _is_nothing(value) or _is_samples(value),
+    "load_s": lambda value: _is_nothing(value) or (_is_times(value) and len(value) > 1),
+    "first_inference_s": lambda value: _is_nothing(value) or (_is_times(value) and len(value) > 1),
     "notes": _is_texts,
     "baseline": lambda value: value is None or isinstance(value, dict),
 }
@@ -88,6 +95,9 @@ def format_fault(content: Any) -> str | None:
     for key, is_right in _PARTS.items():
         if not is_right(content[key]):
             return f"wrong in '{key}'"
+    processes = {len(content[key]) for key in ("latency_samples_s", "load_s", "first_inference_s")}
+    if len(processes) > 1 and 0 in processes:
+        return "with a part of its times"
     baseline = content["baseline"]
     if baseline is None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,37 @@ def test_gate_keeps_its_exit_codes_apart(
     assert "Traceback" not in err
     found, out, err = run(capsys, "gate", str(measured / "m.json"), "--target", file, "--json")
     assert json.loads(out)["exit_code"] == code == found
+
+
+def test_bench_without_latency_saves_no_times(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = str(tmp_path / "m.json")
+    code, out, _ = run(capsys, "bench", str(measured / "slim.onnx"), "--no-latency", "--save", save)
+    assert code == 0
+    assert "The network has " in out
+    assert "Not measured: median latency, latency p95, load time. Nothing was timed." in " ".join(out.split())
+    assert json.loads(Path(save).read_text())["latency_samples_s"] == []
+
+
+@pytest.mark.parametrize("words", [("--instructions",), ()])
+def test_bench_without_what_counts_instructions_ends_with_3(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", str(tmp_path))
+    file = target(tmp_path, "" if words else "max_instructions = 5")
+    code, _, err = run(capsys, "bench", str(measured / "slim.onnx"), "--target", file, *words)
+    assert code == 3
+    assert "could not count instructions: " in err
+    if platform.machine() == "x86_64":
+        assert "The package valgrind brings it: apt install valgrind." in err
+    code, _, err = run(
+        capsys, "bench", str(measured / "slim.onnx"), "--target", target(tmp_path, "", "threads = 2"),
+        "--instructions",
+    )  # fmt: skip
+    assert code == 2
+    assert "runtime.threads is 2, expected 1" in err
 
 
 def test_bench_prints_what_it_saves(measured: Path) -> None:

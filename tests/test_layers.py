@@ -15,7 +15,7 @@ PACKAGE = Path(edgeprune.__file__).parent
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
     "errors", "files", "units", "metrics", "target", "external_data", "artifact", "statistics", "runners",
-    "noise", "measurement_format", "measurement", "benchmark", "verdict", "sweep", "report",
+    "noise", "instructions", "measurement_format", "measurement", "benchmark", "verdict", "sweep", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",

@@ -20,7 +20,7 @@ from edgeprune.files import write_json
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.runners import RUNNERS
-from edgeprune.target import Runtime, Target
+from edgeprune.target import Budget, Runtime, Target
 
 TARGET = Target("test device", 8, Runtime(), (), Path("test.toml"), "ab" * 32)
 SLIM = Artifact(
@@ -46,6 +46,7 @@ class FakeRunner:
     left_to_cpu: Sequence[dict[str, str]] = ()
     memory_why: str | None = None
     memory_step_bytes = 1000
+    count_step = 0
     dense_shape = (1, 3, 8, 8)
 
     def __init__(self, _: Runtime) -> None:
@@ -61,6 +62,9 @@ class FakeRunner:
             inputs = [{"name": "x", "type": "tensor(float)", "shape": list(shape)}]
             nodes = {"CPUExecutionProvider": 5}
             return {"source": "fake", "nodes": nodes, "left_to_cpu": list(self.left_to_cpu), "inputs": inputs}
+        if job == "instructions":
+            count = 4000 if models[0].stem == "dense" else 1000
+            return {"count": count + self.count_step * (times % 3), "method": "fake counter"}
         if job == "memory":
             peak = None if self.memory_why else (4 if models[0].stem == "dense" else 1) * 10**6
             peak = peak and peak + self.memory_step_bytes * times
@@ -144,8 +148,8 @@ def test_reasons(device: type[FakeRunner]) -> None:
     measured = bench(bare, TARGET, baseline=replace(DENSE, params=None), processes=2, runs=20)
     for metric, reason in {
         "latency_p95": "It takes 130 samples, and there are 40.",
-        "instructions": "This version does not count instructions.",
-        "instructions_ratio": "This version does not count instructions.",
+        "instructions": "Instructions were not counted: `edgeprune bench --instructions` does that.",
+        "instructions_ratio": "Instructions were not counted: `edgeprune bench --instructions` does that.",
         "peak_memory": "this system has no /proc.",
         "peak_memory_ratio": "this system has no /proc.",
         "arena_memory": "this system has no /proc.",
@@ -200,6 +204,70 @@ def test_the_order_of_work(device: Any) -> None:
     assert [done for done, _, _ in steps] == list(range(13))
     assert {total for _, total, _ in steps} == {12}
     assert steps[9][2] == "latency, process 1 of at most 3"
+
+
+COUNTING = replace(TARGET, budgets=(Budget("max_instructions", "instructions", True, 2000.0, "2000"),))
+
+
+@pytest.mark.parametrize(("target", "asked"), [(TARGET, True), (COUNTING, False)])
+def test_instructions_are_counted_if_asked_for_or_needed(device: Any, target: Target, asked: bool) -> None:
+    device.count_step = 1
+    steps: list[tuple[int, int, str]] = []
+    measured = bench(
+        SLIM, target, baseline=DENSE, processes=2, instructions=asked,
+        on_progress=lambda *step: steps.append(step),
+    )  # fmt: skip
+    assert measured.value("instructions") == 1001.0
+    assert measured.value("instructions_ratio") == 1001 / 4001
+    assert measured.instructions == {
+        "count": 1001, "method": "fake counter", "why": None, "repeats": [1001, 1002, 1000]
+    }  # fmt: skip
+    assert [models for job, models, _ in device.last.calls if job == "instructions"] == [
+        *[["slim"]] * 3,
+        *[["dense"]] * 3,
+    ]
+    assert [step[:2] for step in steps] == [(k, 17) for k in range(18)]
+    assert not any("instructions" in note for note in measured.notes)
+
+
+def test_counts_that_differ_are_noted(device: Any) -> None:
+    device.count_step = 5
+    notes = bench(SLIM, COUNTING, baseline=DENSE).notes
+    assert notes == (
+        "slim.onnx: instructions differ by 1.00% between processes: take them as no more exact than that.",
+    )
+
+
+def test_without_latency_nothing_is_timed(device: Any, tmp_path: Path) -> None:
+    device.environment = {"load_average": 9.0, "cores": 4, "governor": None}
+    steps: list[tuple[int, int, str]] = []
+    measured = bench(
+        SLIM, COUNTING, baseline=DENSE, latency=False, on_progress=lambda *step: steps.append(step)
+    )
+    assert {job for job, _, _ in device.last.calls} == {"environment", "placement", "instructions", "memory"}
+    assert [step[:2] for step in steps] == [(k, 15) for k in range(16)]
+    for metric in ("latency_p50", "latency_p95", "latency_ratio", "throughput", "load_time"):
+        assert measured.value(metric) is None
+        assert measured.why_unmeasured(metric) == "Nothing was timed."
+    assert measured.value("peak_memory") is not None
+    assert measured.value("instructions_ratio") == 0.25
+    assert measured.notes == ()  # a load average concerns times alone
+    write_json(tmp_path / "measurement.json", measured.to_json())
+    assert load_measurement(tmp_path / "measurement.json") == measured
+
+
+def test_an_emulated_processor_is_neither_timed_nor_weighed(device: Any) -> None:
+    device.environment = device.environment | {"emulator": "qemu-x 7"}
+    steps: list[tuple[int, int, str]] = []
+    measured = bench(SLIM, COUNTING, baseline=DENSE, on_progress=lambda *step: steps.append(step))
+    assert {job for job, _, _ in device.last.calls} == {"environment", "placement", "instructions"}
+    assert (steps[0][:2], steps[-1][:2]) == ((0, 45), (9, 9))
+    assert measured.why_unmeasured("latency_ratio") == "qemu-x 7 plays the processor: times mean nothing."
+    assert measured.why_unmeasured("peak_memory_ratio") == (
+        "qemu-x 7 plays the processor: memory would be its own."
+    )
+    assert measured.value("instructions_ratio") == 0.25
+    assert Measurement.from_json(json.loads(json.dumps(measured.to_json()))) == measured
 
 
 def test_samples_stay_with_their_model_and_process(device: type[FakeRunner]) -> None:
@@ -281,6 +349,11 @@ def _with(value: Any, *keys: str) -> Callable[[dict[str, Any]], object]:
         (_with({}, "baseline"), "of another format of its baseline"),
         (_with(True, "baseline", "artifact", "size_bytes"), "wrong in 'artifact' of its baseline"),
         (_with({"format": 2}, "baseline", "baseline"), "with a baseline of its baseline"),
+        (_without("instructions"), "with instructions missing or unknown"),
+        (_with({}, "instructions"), "wrong in 'instructions'"),
+        (_with(5, "instructions", "count"), "wrong in 'instructions'"),
+        (_with([], "latency_samples_s"), "with a part of its times"),
+        (_with([], "load_s"), "with a part of its times"),
     ],
 )
 @pytest.mark.usefixtures("device")

@@ -137,7 +137,7 @@ def test_the_report_says_what_a_refit_has_done(kept: str, text: str) -> None:
 def test_settings_make_the_command_that_makes_them() -> None:
     settings = Settings(
         "resnet20", data="cifar10:some where", keep=("layer1.*",), scheme_options={"l1": 0.1}, distill=False,
-        max_size_bytes=300_000, dynamic_batch=True, min_share=0.25,
+        max_size_bytes=300_000, dynamic_batch=True, min_share=0.25, instructions=True, latency=False,
     )  # fmt: skip
     command = settings.command("runs/x")
     for part in (
@@ -148,6 +148,7 @@ def test_settings_make_the_command_that_makes_them() -> None:
         "--max-size '300000 B'",
         "--dynamic-batch",
         "--min-share 0.25",
+        "--instructions --no-latency",
         "--out runs/x",
     ):
         assert part in command

@@ -12,8 +12,8 @@ import pytest
 import edgeprune as ep
 
 SURFACE = {
-    "bench": "(artifact, target, *, baseline=None, processes=30, runs=70, "
-    "budget_seconds=None, on_progress=None)",
+    "bench": "(artifact, target, *, baseline=None, processes=30, runs=70, budget_seconds=None, "
+    "instructions=False, latency=True, on_progress=None)",
     "count_macs": "(model, example)",
     "count_params": "(model)",
     "evaluate": "(model, loader)",

@@ -133,6 +133,36 @@ def test_the_budgets_of_these_tests_are_in_all_states():
     assert {verdict.state for verdict in ALL_STATES[:-3]} == {"passed"}
 
 
+UNTIMED = {
+    "latency_samples_s": (),
+    "load_s": (),
+    "first_inference_s": (),
+    "instructions": {"count": 5_000, "method": "counter 1", "why": None, "repeats": [5_000, 4_999, 5_001]},
+}
+
+
+def test_a_report_of_what_was_counted_and_not_timed():
+    dense = replace(DENSE, **UNTIMED | {"instructions": UNTIMED["instructions"] | {"count": 10_000}})
+    slim = replace(SLIM, **UNTIMED, baseline=dense)
+    report = report_of(slim, gate([UNMEASURED], slim))
+    assert report.headline.startswith(
+        "The slim network takes 5,000 instructions for an inference, 0.500 of what the dense one takes, is "
+    )
+    assert ("instructions", "10,000", "5,000", "0.500") in report.comparison.rows
+    assert "Not measured: median latency, latency p95, load time. Nothing was timed." in report.notes
+    assert "Instructions: counter 1; the median of processes." in report.method
+    assert "Instructions, slim, by process: 5,000, 4,999, 5,001." in report.method
+    assert not [line for line in report.method if "timed" in line or "interval" in line]
+    for text in (report_markdown(report), report_html(report)):
+        assert "5,001" in text
+        assert "Every timed inference" not in text
+    assert report.samples_s == {}
+    alone = replace(slim, baseline=None)
+    assert report_of(alone).headline.startswith("The network takes 5,000 instructions for an inference, has ")
+    nothing = replace(alone, instructions=SLIM.instructions)
+    assert report_of(nothing).headline.startswith("The network has ")
+
+
 def test_markdown_golden():
     golden("report.md", report_markdown(report_of()))
     alone = replace(SLIM, baseline=None)

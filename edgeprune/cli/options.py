@@ -132,6 +132,12 @@ BENCH = [
         type=click.FloatRange(0, min_open=True),
         text="Time for the measurement. It ends before if the interval is narrow.",
     ),
+    _option(
+        "--instructions/--no-instructions",
+        text="Count the instructions of an inference (callgrind, or an emulated processor).",
+        default="if a budget needs them",
+    ),
+    _option("--latency/--no-latency", text="Time the networks.", default="latency"),
 ]
 SIZES = [
     _option(

@@ -226,6 +226,14 @@ def bench(
     target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
     processes, budget_seconds = options["processes"] or PROCESSES, options["budget_seconds"]
     if batches or threads:
+        if options["instructions"] or options["latency"] is False:
+            raise UsageError(
+                "could not sweep",
+                where="--instructions or --no-latency",
+                value="given",
+                expected="a sweep of latency and memory",
+                hint="Count instructions in a measurement of its own.",
+            )
         with Display() as display:
             points = measure_sweep(
                 model, target, baseline=baseline, batches=batches, threads=threads, processes=processes,
@@ -235,8 +243,9 @@ def bench(
         return
     with Display() as display:
         measurement = measure(
-            model, target, baseline=baseline, processes=processes,
-            budget_seconds=budget_seconds, on_progress=display.step,
+            model, target, baseline=baseline, processes=processes, budget_seconds=budget_seconds,
+            instructions=bool(options["instructions"]), latency=options["latency"] is not False,
+            on_progress=display.step,
         )  # fmt: skip
     save = save or Path("measurement.json")
     write_json(save, measurement.to_json())

@@ -25,11 +25,12 @@ FACTS = {
 
 
 def identity_of_machine(context: Context) -> Any:
-    """How and where the target runs; its budgets do not change a measurement."""
+    """How and where the target runs; of its budgets, whether one needs instructions to be counted."""
     return {
         "runtime": runtime_hash(context.target),
         "machine": platform.node(),
         "onnxruntime": version("onnxruntime"),
+        "counts": any(budget.metric.startswith("instructions") for budget in context.target.budgets),
     }
 
 
@@ -59,6 +60,8 @@ def bench_both(context: Context) -> dict[str, Any]:
         baseline=load_artifact(run.file("dense.onnx")),
         processes=run.settings.processes,
         budget_seconds=run.settings.budget_seconds,
+        instructions=run.settings.instructions,
+        latency=run.settings.latency,
         on_progress=context.listener.step,
     )
     write_json(run.file("measurement.json"), measurement.to_json())

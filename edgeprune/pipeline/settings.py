@@ -53,6 +53,8 @@ class Settings:
         target: Target file, a name or a path.
         processes: Fresh processes of the latency measurement, at most.
         budget_seconds: Of the whole measurement; None: no limit.
+        instructions: Count those of an inference too; a budget that needs them is asking as well.
+        latency: Time the networks.
     """
 
     model: str
@@ -90,6 +92,8 @@ class Settings:
     target: str = "local-cpu"
     processes: int = 30
     budget_seconds: float | None = None
+    instructions: bool = False
+    latency: bool = True
 
     def dense_epochs(self) -> int:
         """Epochs of dense training."""

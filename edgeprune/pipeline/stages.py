@@ -80,7 +80,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "bench", "bench",
         ("dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json"), ("measurement.json",),
-        ("processes", "budget_seconds"), f"{DEVICE}:bench_both", f"{DEVICE}:identity_of_machine",
+        ("processes", "budget_seconds", "instructions", "latency"),
+        f"{DEVICE}:bench_both", f"{DEVICE}:identity_of_machine",
     ),
     Stage(
         "gate", "gate", ("measurement.json",), ("verdicts.json", "junit.xml"),

@@ -63,7 +63,7 @@ class Report:
         command: The command that does it again.
         environment: What they were taken on.
         run: What else the caller wants said, e.g. scheme and data.
-        samples_s: Latency of each timed run by network and process, in seconds.
+        samples_s: Latency of each timed run by network and process, in seconds; empty if nothing was timed.
         classes: How the scheme relates the classes, if it does.
     """
 
@@ -99,7 +99,9 @@ def make_report(
         classes: From `class_structure`.
     """
     dense = measurement.baseline
-    samples = {} if dense is None else {"dense": dense.latency_samples_s}
+    networks = {"slim" if dense else "network": measurement}
+    if dense:
+        networks = {"dense": dense, **networks}
     notes = [*measurement.notes, *(dense.notes if dense else ()), *_unmeasured(measurement)]
     return Report(
         title=f"{measurement.artifact.path.name} on {measurement.target_name}",
@@ -112,7 +114,7 @@ def make_report(
         command=command,
         environment=_facts(measurement.environment),
         run=_facts(extra or {}),
-        samples_s={**samples, "slim" if dense else "network": measurement.latency_samples_s},
+        samples_s={name: one.latency_samples_s for name, one in networks.items() if one.latency_samples_s},
         classes=classes,
     )
 
@@ -165,7 +167,9 @@ def _speed(measurement: Measurement) -> str:
     ratio = measurement.value("latency_ratio")
     if not isinstance(ratio, Estimate):
         latency = measurement.value("latency_p50")
-        return f"takes {format_measured(latency, 'time')} for an inference" if latency is not None else ""
+        if latency is None:
+            return _instructions(measurement)
+        return f"takes {format_measured(latency, 'time')} for an inference"
     value, low, high = ratio.value, ratio.low, ratio.high
     if high < 1.0:
         value, low, high = 1 / value, 1 / high, 1 / low
@@ -175,6 +179,15 @@ def _speed(measurement: Measurement) -> str:
     else:
         text = f"takes {_bare(value)} times as long as the dense one, which is no difference that can be told"
     return f"{text} ({ratio.confidence * 100:.0f} % interval {_bare(low)} to {_bare(high)})"
+
+
+def _instructions(measurement: Measurement) -> str:
+    """What an inference costs where it was not timed."""
+    count, ratio = measurement.value("instructions"), measurement.value("instructions_ratio")
+    if count is None:
+        return ""
+    text = f"takes {format_measured(count, 'count')} instructions for an inference"
+    return text if ratio is None else f"{text}, {format_measured(ratio, 'ratio')} of what the dense one takes"
 
 
 def _size(measurement: Measurement) -> str:
@@ -255,16 +268,22 @@ def _memory_phases(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
 
 
 def _unmeasured(measurement: Measurement) -> list[str]:
-    missing = [METRICS[name] for name in _ALWAYS if measurement.value(name) is None]
-    return [f"Not measured: {metric.text}. {measurement.why_unmeasured(metric.name)}" for metric in missing]
+    missing: dict[str | None, list[str]] = {}
+    for name in _ALWAYS:
+        if measurement.value(name) is None:
+            missing.setdefault(measurement.why_unmeasured(name), []).append(METRICS[name].text)
+    return [f"Not measured: {', '.join(texts)}. {why}" for why, texts in missing.items()]
 
 
 def _method(measurement: Measurement) -> tuple[str, ...]:
     runtime, placement, dense = measurement.runtime, measurement.placement, measurement.baseline
+    networks = (("dense", dense), ("slim" if dense else "network", measurement))
     runs = sum(map(len, measurement.latency_samples_s))
     processes = f"in {len(measurement.latency_samples_s)} fresh processes"
     lines = []
-    if dense:
+    if not runs:
+        pass
+    elif dense:
         lines.append(
             f"Latency: {runs} timed inferences of each network {processes}, dense and slim in turns."
         )
@@ -273,7 +292,8 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
         )
     else:
         lines.append(f"Latency: {runs} timed inferences {processes}.")
-    lines.append(f"[low, high]: {CONFIDENCE * 100:.0f} % interval, from the spread between processes.")
+    if runs:
+        lines.append(f"[low, high]: {CONFIDENCE * 100:.0f} % interval, from the spread between processes.")
     provider, threads = runtime.get("provider", NONE), runtime.get("threads", NONE)
     precision, runner = runtime.get("precision", NONE), runtime.get("runner", NONE)
     lines.append(f"Run by: {provider}, {precision}, threads: {threads}, runner: {runner}.")
@@ -299,12 +319,21 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
         if measurement.memory[part]["method"]:
             text = METRICS[name].text
             lines.append(f"{text[0].upper()}{text[1:]}: {measurement.memory[part]['method']}.")
-    lines.append("Cold start: loading and the first inference, the file being in the system's cache.")
-    for name, network in (("dense", dense), ("slim" if dense else "network", measurement)):
+    if measurement.instructions["method"]:
+        lines.append(f"Instructions: {measurement.instructions['method']}; the median of processes.")
+        lines += [_counts(name, network) for name, network in networks if network]
+    if runs:
+        lines.append("Cold start: loading and the first inference, the file being in the system's cache.")
+    for name, network in networks:
         if network:
             lines.append(f"File, {name}: {network.artifact.path.name}, sha256 {network.artifact.sha256}.")
     lines.append(f"Target: {measurement.target_name}, sha256 {measurement.target_sha256}.")
     return tuple(lines)
+
+
+def _counts(name: str, network: Measurement) -> str:
+    counts = ", ".join(format_quantity(count, "count") for count in network.instructions["repeats"])
+    return f"Instructions, {name}, by process: {counts}."
 
 
 def _facts(facts: Mapping[str, object]) -> Table:

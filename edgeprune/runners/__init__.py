@@ -20,7 +20,8 @@ class Runner(Protocol):
         """Do one job in a fresh process.
 
         Args:
-            job: ``"environment"``, ``"placement"``, ``"latency"`` or ``"memory"``.
+            job: ``"environment"``, ``"placement"``, ``"latency"``, ``"memory"`` or
+                ``"instructions"``.
             models: ONNX files on this machine; the runner brings them to the device.
             **options: What else the job takes.
 

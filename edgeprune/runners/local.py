@@ -27,6 +27,7 @@ PROBLEMS = {
     "placement": "could not prove where the nodes run",
     "latency": "could not measure latency",
     "memory": "could not measure memory",
+    "instructions": "could not count instructions",
 }
 # Provider -> where it comes from, to follow "X comes with ...".
 PACKAGES = {

@@ -5,7 +5,7 @@ folder by its path, and nothing else of edgeprune is imported here. It reads one
 prints one JSON object as the last line of stdout.
 
     {"job": "environment"}
-    {"job": "placement", "models": [path], ...}
+    {"job": "placement" | "instructions", "models": [path], ...}
     {"job": "memory", "models": [path], "arena": false, ...}
     {"job": "latency", "models": [path, ...], "runs": 70, "min_runs": 13, "seconds": 4.0, ...}
 

@@ -10,11 +10,18 @@ from pathlib import Path
 
 from .common import Fault, Job, first_match, plain
 from .environment import check_environment, environment
+from .instructions import instructions
 from .latency import latency
 from .memory import memory
 from .placement import placement
 
-JOBS = {"environment": environment, "latency": latency, "memory": memory, "placement": placement}
+JOBS = {
+    "environment": environment,
+    "instructions": instructions,
+    "latency": latency,
+    "memory": memory,
+    "placement": placement,
+}
 
 
 def answer(job: Job) -> tuple[Job, int]:
