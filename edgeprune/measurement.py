@@ -15,6 +15,7 @@ from edgeprune.files import read_json
 from edgeprune.measurement_format import MEASUREMENT_FORMAT, MEMORY_FIGURES, format_fault
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.noise import latency_notes, machine_notes, memory_notes, placement_notes
+from edgeprune.placement import functional_only, with_share_of_macs
 from edgeprune.runners import Runner, runner_for
 from edgeprune.statistics import (
     MIN_SAMPLES,
@@ -41,11 +42,14 @@ class Measurement:
         runtime: How it was run: the target's ``[runtime]``.
         artifact: The file's facts; its path is the file name alone, since folders move.
         environment: Versions, processor, governor, load before the first run.
-        placement: ``source`` of the proof, ``nodes`` per provider, ``left_to_cpu`` by node, ``inputs``.
+        placement: ``source`` of the proof, ``nodes`` per provider, ``left_to_cpu`` by node, ``assigned`` (name and
+            operator of each provider's nodes), ``partitions`` (how often an inference enters the provider),
+            ``macs_share`` per provider or None and ``macs_share_why``, ``functional_only`` (why time and memory
+            mean nothing here, or None), ``inputs``.
         memory: ``load_peak_bytes``, ``loaded_bytes``, ``run_peak_bytes`` and ``peak_bytes`` (the larger peak)
             over onnxruntime alone, medians over processes, or None and ``why``; ``method``; ``repeats``:
             the peak in each process.
-        latency_samples_s: Every timed inference, by process. Sample k of a process and sample k of the same
+        latency_samples_s: Every timed inference, by process; empty where time means nothing. Sample k of a process and sample k of the same
             process of the baseline are a pair.
         load_s: Time to load the model, by process.
         first_inference_s: Time of the first inference, by process.
@@ -76,12 +80,12 @@ class Measurement:
 
     @property
     def latency_ratio(self) -> Estimate | None:
-        """Latency of this network / latency of the baseline; None without a baseline."""
-        return ratio_estimate(self.pairs) if self.baseline else None
+        """Latency of this network / latency of the baseline; None without a baseline, or where time means nothing."""
+        return ratio_estimate(self.pairs) if self.baseline and self.pairs else None
 
     def value(self, metric: str) -> float | Estimate | None:
         """A metric of ``METRICS`` in SI units; None if it was not measured (``why_unmeasured`` says why)."""
-        if METRICS[metric].relative and self.baseline is None:
+        if (METRICS[metric].relative and self.baseline is None) or self.is_out_of_reach(metric):
             return None
         if metric in _READERS:
             return _READERS[metric](self)
@@ -92,12 +96,18 @@ class Measurement:
         slim, dense = _READERS[basis](self), _READERS[basis](self.baseline)
         return slim / dense if isinstance(slim, float) and isinstance(dense, float) and dense else None
 
+    def is_out_of_reach(self, metric: str) -> bool:
+        """Whether this device cannot measure a metric whatever is done: a simulator's time is nobody's."""
+        return functional_only(self.placement) is not None and metric.startswith(_OF_THE_DEVICE)
+
     def why_unmeasured(self, metric: str) -> str | None:
         """Why ``value`` is None, as one sentence; None if it is not."""
         if self.value(metric) is not None:
             return None
         if METRICS[metric].relative and self.baseline is None:
             return "No dense network was measured beside it: give one as the baseline."
+        if self.is_out_of_reach(metric):
+            return f"{functional_only(self.placement)}."
         if metric.startswith("instructions"):
             return "This version does not count instructions."
         if metric.startswith("latency_p"):
@@ -105,6 +115,8 @@ class Measurement:
             return f"It takes {min_samples(_percentile(metric))} samples, and there are {count}."
         sides = [self] if self.baseline is None or not METRICS[metric].relative else [self, self.baseline]
         fact = metric.removesuffix("_ratio").removesuffix("_drop")
+        if metric == "partitions":
+            return "The runner does not tell the order in which the nodes run."
         lacking = [side for side in sides if side.value(fact) is None]
         if lacking and fact == "peak_memory":
             return f"{lacking[0].memory['why']}."
@@ -219,12 +231,14 @@ def bench(
     progress.next("environment")
     environment = runner.run("environment")
     placements = []
-    for path in paths:
-        progress.next(f"placement of {path.name}")
-        placements.append(runner.run("placement", [path]))
+    for one in artifacts:
+        progress.next(f"placement of {one.path.name}")
+        found = runner.run("placement", [one.path])
+        placements.append(with_share_of_macs(found, one.provenance.get("macs_by_node")))
     _check_same_input(paths, placements)
-    timings = _time(runner, paths, processes, runs, progress)
-    memories = [_memory(runner, path, progress) for path in paths]
+    why = functional_only(placements[0])
+    timings = [[] for _ in paths] if why else _time(runner, paths, processes, runs, progress)
+    memories = [_no_memory(why) if why else _memory(runner, path, progress) for path in paths]
     progress.next("done")
 
     measurements = [
@@ -242,10 +256,11 @@ def bench(
         )
         for one, placement, memory, timing in zip(artifacts, placements, memories, timings, strict=True)
     ]
-    notes = machine_notes(environment, target.runtime)
+    notes = [f"Neither latency nor memory was measured: {why}."] if why else []
+    notes += machine_notes(environment, target.runtime)
     for one in measurements:
         name = one.artifact.path.name
-        notes += latency_notes(name, one.latency_samples_s)
+        notes += [] if why else latency_notes(name, one.latency_samples_s)
         notes += memory_notes(name, one.memory["repeats"])
         notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
     dense = None if baseline is None else measurements[1]
@@ -319,6 +334,11 @@ def _memory(runner: Runner, path: Path, progress: _Steps) -> dict[str, Any]:
     return {**middle, "method": found[0]["method"], "why": why, "repeats": repeats}
 
 
+def _no_memory(why: str) -> dict[str, Any]:
+    """What stands for the memory of a device that is not there."""
+    return {**dict.fromkeys(MEMORY_FIGURES), "method": None, "why": why, "repeats": []}
+
+
 # --- metrics ------------------------------------------------------------------------------------------------
 
 
@@ -360,4 +380,6 @@ _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "accuracy_drop": _accuracy_drop,
     "parity_error": lambda one: one.artifact.parity_error,
     "cpu_nodes": lambda one: float(len(one.placement["left_to_cpu"])),
+    "partitions": lambda one: _as_float(one.placement.get("partitions")),
 }
+_OF_THE_DEVICE = ("latency", "throughput", "load_time", "peak_memory", "instructions")

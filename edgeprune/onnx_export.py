@@ -38,6 +38,7 @@ from edgeprune.cost import count_macs, count_params
 from edgeprune.data import Data
 from edgeprune.errors import ExportError
 from edgeprune.files import replacing
+from edgeprune.onnx_macs import macs_by_node
 from edgeprune.parity import (
     BATCH_SIZES,
     Inputs,
@@ -95,8 +96,8 @@ def export(
         dynamic_batch: Leave N open. Otherwise the file takes the batch size of ``example``.
         opset: ONNX opset, one of OPSETS.
         tolerance: Largest |onnx - torch| / max |torch| that is let through.
-        provenance: Further facts for the sidecar and the file, JSON-able. No absolute paths and no times:
-            they would make two equal exports differ.
+        provenance: Further facts for the sidecar and the file, JSON-able; no absolute paths, no times: else two
+            equal exports would differ.
         verify_input: One more input for the comparison.
 
     Returns:
@@ -153,6 +154,7 @@ def export(
             "opset": opset,
             "dynamic_batch": dynamic_batch,
             "simplified": simplified,
+            "macs_by_node": macs_by_node(graph),
             "parity": {
                 "tolerance": tolerance,
                 "batch_sizes": list(BATCH_SIZES),

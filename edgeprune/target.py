@@ -22,7 +22,9 @@ CHANNEL_MULTIPLE = 8  # when the file says nothing: what the vector units of CPU
 RUNNERS = ("local", "ssh", "adb", "browser")
 PRECISIONS = ("fp32", "fp16", "int8")
 TOP_KEYS = ("name", "channel_multiple", "runtime", "budgets")
-RUNTIME_KEYS = ("runner", "provider", "provider_options", "host", "python", "threads", "precision", "input")
+RUNTIME_KEYS = (
+    "runner", "provider", "provider_options", "strict", "host", "python", "threads", "precision", "input",
+)  # fmt: skip
 BUDGET_KEYS = tuple(f"{end}_{metric}" for metric in METRICS for end in ("max", "min"))
 
 # Every execution provider that a build of onnxruntime can have; the bench says whether this one has it.
@@ -82,6 +84,7 @@ class Runtime:
         runner: ``"local"``, ``"ssh"``, ``"adb"`` or ``"browser"``.
         provider: Execution provider of onnxruntime.
         provider_options: Handed to the provider as they are.
+        strict: Refuse a network of which the provider leaves a node to the CPU.
         host: ``user@machine`` for ssh, a device serial for adb.
         python: Interpreter that has the provider's onnxruntime; None: the one that runs edgeprune.
         threads: Threads of one inference.
@@ -97,6 +100,7 @@ class Runtime:
     threads: int = 1
     precision: str = "fp32"
     input: tuple[int, ...] | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,10 @@ def _positive(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
+def _bool(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
     sizes = [_positive(size) for size in value] if isinstance(value, list) else []
     return tuple(size for size in sizes if size) if sizes and None not in sizes else None
@@ -307,6 +315,7 @@ def _runtime(table: _Table) -> Runtime:
             "precision", _one_of(PRECISIONS), f"one of {', '.join(PRECISIONS)}", default.precision
         ),
         input=table.take("input", _shape, "whole numbers of at least 1, e.g. [1, 3, 32, 32]", default.input),
+        strict=table.take("strict", _bool, "true or false", default.strict),
     )
     runner = table.values.get("runner", default.runner)
     if runner == "ssh" and "host" not in table.values:

@@ -143,6 +143,17 @@ def story_of(context: Context) -> dict[str, object]:
     return story
 
 
+def mobile_story(context: Context) -> dict[str, object]:
+    """What phones would take of the slim network, estimated; nothing where the host side's packages are not."""
+    from edgeprune.mobile import LABEL, estimate_partitions
+
+    try:
+        estimates = estimate_partitions(context.run.file("slim.onnx"))
+    except ModuleNotFoundError as reason:
+        return {f"NNAPI and CoreML, {LABEL}": f"not estimated: there is no {reason.name} here"}
+    return {f"{one.provider}, {LABEL}": one.text for one in estimates}
+
+
 def refit_story(done: dict[str, Any]) -> str:
     """One line on a refit."""
     errors, layers = done["errors"], done["layers"]
@@ -165,7 +176,7 @@ def write_reports(context: Context) -> dict[str, Any]:
         load_measurement(run.file("measurement.json")),
         verdicts_of(context),
         command=run.settings.command(str(run.path)),
-        extra=story_of(context),
+        extra=story_of(context) | mobile_story(context),
         classes=class_structure(run.facts("score").get("scheme_facts", {})),
     )
     write_text(run.file("report.md"), report_markdown(report))

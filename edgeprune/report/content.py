@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.measurement import Measurement
 from edgeprune.metrics import METRICS, Estimate
+from edgeprune.placement import functional_only
 from edgeprune.statistics import CONFIDENCE
 from edgeprune.units import format_quantity
 from edgeprune.verdict import Verdict, format_margin, format_measured
@@ -32,6 +33,7 @@ _ROWS = (
     ("instructions", "instructions_ratio"),
     ("parity_error", ""),
     ("cpu_nodes", ""),
+    ("partitions", ""),
 )
 _ALWAYS = ("params", "macs", "size", "accuracy", "latency_p50", "latency_p95", "load_time", "peak_memory")
 
@@ -260,7 +262,10 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
     runs = sum(map(len, measurement.latency_samples_s))
     processes = f"in {len(measurement.latency_samples_s)} fresh processes"
     lines = []
-    if dense:
+    timeless = functional_only(placement)
+    if timeless:
+        lines.append(f"Functional only, neither time nor memory: {timeless}.")
+    elif dense:
         lines.append(
             f"Latency: {runs} timed inferences of each network {processes}, dense and slim in turns."
         )
@@ -269,7 +274,8 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
         )
     else:
         lines.append(f"Latency: {runs} timed inferences {processes}.")
-    lines.append(f"[low, high]: {CONFIDENCE * 100:.0f} % interval, from the spread between processes.")
+    if not timeless:
+        lines.append(f"[low, high]: {CONFIDENCE * 100:.0f} % interval, from the spread between processes.")
     provider, threads = runtime.get("provider", NONE), runtime.get("threads", NONE)
     precision, runner = runtime.get("precision", NONE), runtime.get("runner", NONE)
     lines.append(f"Run by: {provider}, {precision}, threads: {threads}, runner: {runner}.")
@@ -281,6 +287,7 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
         }
         source = placement.get("source", NONE)
         lines.append(f"Nodes by provider: {nodes}, from {proof.get(source, source)}.")
+    lines += share_of_macs(placement)
     if placement["left_to_cpu"]:
         nodes = ", ".join(
             f"{node.get('name') or '?'} ({node['op_type']})" for node in placement["left_to_cpu"]
@@ -293,6 +300,20 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
             lines.append(f"File, {name}: {network.artifact.path.name}, sha256 {network.artifact.sha256}.")
     lines.append(f"Target: {measurement.target_name}, sha256 {measurement.target_sha256}.")
     return tuple(lines)
+
+
+def share_of_macs(placement: Mapping[str, Any]) -> list[str]:
+    """One line on who does the arithmetic, or why that is not known."""
+    shares = placement.get("macs_share")
+    if shares:
+        largest_first = sorted(shares.items(), key=lambda item: -item[1])
+        return [
+            "Multiply-adds by provider: "
+            + ", ".join(f"{name} {format_quantity(share, 'fraction')}" for name, share in largest_first)
+            + "."
+        ]
+    why = placement.get("macs_share_why")
+    return [f"Multiply-adds by provider: not known. {why}"] if why else []
 
 
 def _facts(facts: Mapping[str, object]) -> Table:

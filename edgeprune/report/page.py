@@ -85,9 +85,9 @@ def report_html(report: Report) -> str:
         _table(report.comparison, "figures"),
         "<h2>Budgets</h2>",
         _verdicts(report),
-        "<h2>Every timed inference</h2>",
-        _strips(report.samples_s),
     ]
+    if all(report.samples_s.values()):  # a simulator has none
+        parts += ["<h2>Every timed inference</h2>", _strips(report.samples_s)]
     if report.notes:
         parts += ["<h2>Notes</h2>", _list(report.notes)]
     parts += ["<h2>How it was measured</h2>", _list(report.method)]

@@ -24,6 +24,8 @@ PROBLEMS = {
     "placement": "could not prove where the nodes run",
     "latency": "could not measure latency",
     "memory": "could not measure memory",
+    "probe": "could not start the provider",
+    "providers": "could not list the providers",
 }
 # Provider -> where it comes from, to follow "X comes with ...".
 PACKAGES = {
@@ -32,13 +34,13 @@ PACKAGES = {
     "TensorrtExecutionProvider": "onnxruntime-gpu from pip, TensorRT, and an NVIDIA GPU with its driver",
     "XnnpackExecutionProvider": "Debian's python3-onnxruntime (trixie or later), or an Android build",
     "DnnlExecutionProvider": "Debian's python3-onnxruntime (trixie or later)",
-    "QNNExecutionProvider": "onnxruntime-qnn from pip (below 2: plug-ins are not in this version)",
+    "QNNExecutionProvider": "onnxruntime-qnn and onnxruntime>=1.24 from pip",
     "OpenVINOExecutionProvider": "onnxruntime-openvino from pip",
     "CoreMLExecutionProvider": "onnxruntime from pip on macOS, or an iOS build",
     "NnapiExecutionProvider": "an Android build of onnxruntime (legacy: Android 15 deprecates NNAPI)",
     "DmlExecutionProvider": "onnxruntime-directml from pip on Windows",
     "MIGraphXExecutionProvider": "onnxruntime-migraphx from pip, and an AMD GPU",
-    "WebGpuExecutionProvider": "onnxruntime-ep-webgpu from pip (plug-ins are not in this version)",
+    "WebGpuExecutionProvider": "onnxruntime-ep-webgpu and onnxruntime>=1.24 from pip, and a GPU with Vulkan",
 }
 
 
@@ -70,6 +72,7 @@ def worker_job(runtime: Runtime, job: str, models: Sequence[str], options: dict[
         "provider": runtime.provider,
         "provider_options": dict(runtime.provider_options),
         "threads": runtime.threads,
+        "strict": runtime.strict,
         "input": list(runtime.input) if runtime.input else None,
         **options,
     }
@@ -164,7 +167,8 @@ def _last_json(stdout: str) -> dict[str, Any] | None:
 
 
 def _raise_no_answer(problem: str, python: str, status: int, stderr: str) -> NoReturn:
-    lines = stderr.strip().splitlines()
+    # Debian's build writes hundreds of lines on schemas that it registers twice.
+    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith("Schema error")]
     last = f": {lines[-1][:200]}" if lines else ""
     number = -status if status < 0 else status - 128  # a shell that wraps the interpreter adds 128
     if number == 9:
@@ -185,9 +189,7 @@ def _raise_fault(problem: str, python: str, fault: dict[str, Any], runtime: Runt
         raise ArtifactError("could not run the ONNX file", where=fault["model"], value=message, hint=hint)
     if kind == "provider":
         source = PACKAGES.get(runtime.provider, "a build of onnxruntime for that device")
-        hint = (
-            f"{runtime.provider} comes with {source}; name its interpreter as runtime.python in the target."
-        )
-        raise MeasurementError(problem, where=runtime.provider, value=message, hint=hint)
+        come_by = f"{runtime.provider} comes with {source}; name its interpreter as runtime.python in the target."
+        raise MeasurementError(problem, where=runtime.provider, value=message, hint=hint or come_by)
     where = python if kind == "environment" else "the worker"
     raise MeasurementError(problem, where=where, value=message, hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -12,9 +13,16 @@ from .common import Fault, Job, first_match, plain
 from .environment import check_environment, environment
 from .latency import latency
 from .memory import memory
-from .placement import placement
+from .placement import placement, probe, providers
 
-JOBS = {"environment": environment, "latency": latency, "memory": memory, "placement": placement}
+JOBS = {
+    "environment": environment,
+    "latency": latency,
+    "memory": memory,
+    "placement": placement,
+    "probe": probe,
+    "providers": providers,
+}
 
 
 def answer(job: Job) -> tuple[Job, int]:
@@ -38,6 +46,9 @@ def main() -> None:
         available = 1024 * int(first_match("/proc/meminfo", r"MemAvailable:\s*(\d+) kB"))
         resource.setrlimit(resource.RLIMIT_DATA, (available, resource.RLIM_INFINITY))
         Path("/proc/self/oom_score_adj").write_text("1000")
-    result, status = answer(json.load(sys.stdin))
-    print("\n" + json.dumps(result), flush=True)
+    # What native libraries print, some of it as they are unloaded, must not follow the answer.
+    with open(os.dup(1), "w", encoding="utf-8") as stdout:  # noqa: PTH123 - a descriptor, no path
+        os.dup2(2, 1)
+        result, status = answer(json.load(sys.stdin))
+        stdout.write("\n" + json.dumps(result) + "\n")
     sys.exit(status)
