@@ -1,4 +1,4 @@
-"""Which execution providers run on this machine, proven, and what it takes to have the rest. Device side: no torch."""
+"""Which execution providers run on this machine, and what brings the rest. Device side: no torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ OF_INTEREST = (
     "NnapiExecutionProvider",
 )
 ELSEWHERE = {
-    "CoreMLExecutionProvider": "only on macOS and iOS; `edgeprune doctor MODEL` estimates what it would take",
-    "NnapiExecutionProvider": "only on Android (legacy); `edgeprune doctor MODEL` estimates what it would take",
+    "CoreMLExecutionProvider": "only on macOS and iOS; `edgeprune doctor MODEL` estimates what it takes",
+    "NnapiExecutionProvider": "only on Android (legacy); `edgeprune doctor MODEL` estimates what it takes",
 }
 
 State = Literal["runs", "does not run", "absent"]
@@ -44,8 +44,8 @@ class Availability:
     Attributes:
         provider: Its name; "" if the interpreter itself is of no use.
         python: The interpreter as the target names it; None: the one that runs edgeprune.
-        state: ``"runs"``: it ran a trivial network here, proven by the placement. ``"does not run"``: it is listed, and
-            did not. ``"absent"``: no interpreter that was asked lists it.
+        state: ``"runs"``: it ran a trivial network here, proven by the placement. ``"does not run"``: it is
+            listed, and did not. ``"absent"``: no interpreter that was asked lists it.
         why: Why it does not run, or what it takes to have it; "" if it runs.
         time: What its time means here: ``"real"``, or why it means nothing; "" if it does not run.
     """
@@ -63,7 +63,7 @@ class Availability:
 
 
 def find_providers(pythons: Iterable[str | None] = (None,)) -> tuple[Availability, ...]:
-    """Ask each interpreter for its providers, run a trivial network on each, and say how to come by the others.
+    """Ask each interpreter for its providers, run a trivial network on each, and say how to have the others.
 
     Args:
         pythons: Interpreters as in ``runtime.python``.

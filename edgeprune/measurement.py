@@ -42,15 +42,15 @@ class Measurement:
         runtime: How it was run: the target's ``[runtime]``.
         artifact: The file's facts; its path is the file name alone, since folders move.
         environment: Versions, processor, governor, load before the first run.
-        placement: ``source`` of the proof, ``nodes`` per provider, ``left_to_cpu`` by node, ``assigned`` (name and
-            operator of each provider's nodes), ``partitions`` (how often an inference enters the provider),
-            ``macs_share`` per provider or None and ``macs_share_why``, ``functional_only`` (why time and memory
-            mean nothing here, or None), ``inputs``.
+        placement: ``source`` of the proof, ``nodes`` per provider, ``left_to_cpu`` by node, ``assigned``
+            (name and operator of each provider's nodes), ``partitions`` (how often an inference enters the
+            provider), ``macs_share`` per provider or None and ``macs_share_why``, ``functional_only`` (why
+            time and memory mean nothing here, or None), ``inputs``.
         memory: ``load_peak_bytes``, ``loaded_bytes``, ``run_peak_bytes`` and ``peak_bytes`` (the larger peak)
             over onnxruntime alone, medians over processes, or None and ``why``; ``method``; ``repeats``:
             the peak in each process.
-        latency_samples_s: Every timed inference, by process; empty where time means nothing. Sample k of a process and sample k of the same
-            process of the baseline are a pair.
+        latency_samples_s: Every timed inference, by process; empty where time means nothing. Sample k of a
+            process and sample k of the same process of the baseline are a pair.
         load_s: Time to load the model, by process.
         first_inference_s: Time of the first inference, by process.
         notes: What makes the figures doubtful, each with a hint.
@@ -80,7 +80,7 @@ class Measurement:
 
     @property
     def latency_ratio(self) -> Estimate | None:
-        """Latency of this network / latency of the baseline; None without a baseline, or where time means nothing."""
+        """Latency of this network / latency of the baseline; None without one, or where time is nobody's."""
         return ratio_estimate(self.pairs) if self.baseline and self.pairs else None
 
     def value(self, metric: str) -> float | Estimate | None:
@@ -231,13 +231,14 @@ def bench(
     progress.next("environment")
     environment = runner.run("environment")
     placements = []
-    for one in artifacts:
-        progress.next(f"placement of {one.path.name}")
-        found = runner.run("placement", [one.path])
-        placements.append(with_share_of_macs(found, one.provenance.get("macs_by_node")))
+    for given in artifacts:
+        progress.next(f"placement of {given.path.name}")
+        found = runner.run("placement", [given.path])
+        placements.append(with_share_of_macs(found, given.provenance.get("macs_by_node")))
     _check_same_input(paths, placements)
     why = functional_only(placements[0])
-    timings = [[] for _ in paths] if why else _time(runner, paths, processes, runs, progress)
+    none: list[list[dict[str, Any]]] = [[] for _ in paths]
+    timings = none if why else _time(runner, paths, processes, runs, progress)
     memories = [_no_memory(why) if why else _memory(runner, path, progress) for path in paths]
     progress.next("done")
 
@@ -256,8 +257,8 @@ def bench(
         )
         for one, placement, memory, timing in zip(artifacts, placements, memories, timings, strict=True)
     ]
-    notes = [f"Neither latency nor memory was measured: {why}."] if why else []
-    notes += machine_notes(environment, target.runtime)
+    notes = machine_notes(environment, target.runtime)
+    notes = [f"Neither latency nor memory was measured: {why}."] if why else notes
     for one in measurements:
         name = one.artifact.path.name
         notes += [] if why else latency_notes(name, one.latency_samples_s)

@@ -1,7 +1,7 @@
-"""What NNAPI and CoreML would take of a network, estimated from onnxruntime's tables of operators. Host side: onnx.
+"""What NNAPI and CoreML would take of a network, estimated from onnxruntime's tables. Needs onnx: host side.
 
-No phone is asked: the tables know names of operators, fixed shapes and ranks. It is an upper bound; the provider may
-still refuse a node for its values.
+No phone is asked: the tables know names of operators, fixed shapes and ranks. It is an upper bound; the
+provider may still refuse a node for its values.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PartitionEstimate:
 
 
 def estimate_partitions(path: Path | str) -> tuple[PartitionEstimate, ...]:
-    """What NNAPI and CoreML would take of an ONNX file, from onnxruntime's operator tables; no device is asked.
+    """What NNAPI and CoreML would take of an ONNX file, from onnxruntime's tables; no device is asked.
 
     Raises:
         ArtifactError: onnx or onnxruntime cannot read the file.

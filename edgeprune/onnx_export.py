@@ -53,7 +53,6 @@ from edgeprune.parity import (
 
 OPSETS = range(18, 24)
 """What torch's exporter writes itself; asked for a lower opset it would silently keep 18."""
-
 MAX_BYTES = 2**31 - 1
 """An ONNX file is one protobuf message, which ends here."""
 
@@ -96,8 +95,8 @@ def export(
         dynamic_batch: Leave N open. Otherwise the file takes the batch size of ``example``.
         opset: ONNX opset, one of OPSETS.
         tolerance: Largest |onnx - torch| / max |torch| that is let through.
-        provenance: Further facts for the sidecar and the file, JSON-able; no absolute paths, no times: else two
-            equal exports would differ.
+        provenance: Further facts for the sidecar and the file, JSON-able; paths and times would make equal
+            exports differ.
         verify_input: One more input for the comparison.
 
     Returns:

@@ -17,8 +17,8 @@ WEIGHT_AT = {
 def macs_by_node(model: onnx.ModelProto) -> dict[str, int]:
     """Multiply-adds of one inference at batch 1, of each node that has any, by the node's name.
 
-    Counted as ``count_macs`` counts: products alone, no bias, no padding taken off. An open batch counts as 1. Nodes
-    without a name, and those of unknown shapes, are left out: the sum then says less than ``count_macs``.
+    Counted as ``count_macs`` counts: products alone, no bias, no padding taken off. An open batch is 1. Nodes
+    without a name, and those of unknown shapes, are left out: the sum is then below ``count_macs``.
 
     Example:
         >>> macs_by_node(onnx.load("resnet20.onnx"))["node_Conv_347"]  # doctest: +SKIP
@@ -28,13 +28,17 @@ def macs_by_node(model: onnx.ModelProto) -> dict[str, int]:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         sizes = value.type.tensor_type.shape.dim
-        shapes.setdefault(value.name, tuple(size.dim_value if size.HasField("dim_value") else 0 for size in sizes))
+        shapes.setdefault(
+            value.name, tuple(size.dim_value if size.HasField("dim_value") else 0 for size in sizes)
+        )
     found: dict[str, int] = {}
     for node in graph.node:
         at = WEIGHT_AT.get(node.op_type)
         if at is None or len(node.input) <= at or not node.name:
             continue
-        data, weight, output = (shapes.get(name, ()) for name in (node.input[0], node.input[at], node.output[0]))
+        data, weight, output = (
+            shapes.get(name, ()) for name in (node.input[0], node.input[at], node.output[0])
+        )
         count = _macs(node, data, weight, output)
         if count:
             found[node.name] = count
@@ -45,7 +49,10 @@ def _macs(node: onnx.NodeProto, data: Sequence[int], weight: Sequence[int], outp
     """Multiply-adds of one node; 0 if its shapes are not known."""
     if not data or not weight or not output:
         return 0
-    data, output = (1 if not data[0] else data[0], *data[1:]), (1 if not output[0] else output[0], *output[1:])
+    data, output = (
+        (1 if not data[0] else data[0], *data[1:]),
+        (1 if not output[0] else output[0], *output[1:]),
+    )
     if "ConvTranspose" in node.op_type:  # weight (in, out / groups, kernel ...): each input meets all of it
         return math.prod(data) * math.prod(weight[1:])
     if "Conv" in node.op_type:  # weight (out, in / groups, kernel ...)

@@ -11,18 +11,20 @@ WITH_MACS = ("Conv", "Gemm", "MatMul", "Einsum", "Attention", "LSTM", "GRU", "RN
 _TOKEN = re.compile(r"_token_\d+$")  # onnxruntime appends it to nodes that it moves between layouts
 
 
-def with_share_of_macs(placement: Mapping[str, Any], macs_by_node: Mapping[str, int] | None) -> dict[str, Any]:
+def with_share_of_macs(
+    placement: Mapping[str, Any], macs_by_node: Mapping[str, int] | None
+) -> dict[str, Any]:
     """A placement with each provider's share of the multiply-adds.
 
-    A provider may show its nodes under names of its own; as long as that is one alone, what the others leave of the
-    file's multiply-adds is its share.
+    A provider may show its nodes under names of its own; as long as that is one alone, what the others leave
+    of the file's multiply-adds is its share.
 
     Args:
         placement: The worker's answer.
         macs_by_node: Multiply-adds by node, as the sidecar of an exported file has them.
 
     Returns:
-        The placement with ``macs_share``, ``{provider: 0..1}`` or None, and ``macs_share_why``, the reason for None.
+        The placement with ``macs_share``, ``{provider: 0..1}`` or None, and ``macs_share_why`` for None.
     """
     shares, why = _shares(placement.get("assigned"), macs_by_node or {})
     return {**placement, "macs_share": shares, "macs_share_why": why}

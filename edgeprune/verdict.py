@@ -41,8 +41,8 @@ class Verdict:
         budget: The limit.
         measured: In SI units; None if it was not measured or is not a number.
         state: ``"passed"`` if the interval's bad end keeps to the limit, ``"failed"`` if not even its good
-            end does, ``"cannot tell"`` in between, ``"unmeasured"`` without a value, or ``"cannot tell"`` if the
-            device is one on which there is none, e.g. latency on a simulator.
+            end does, ``"cannot tell"`` in between, ``"unmeasured"`` without a value, but ``"cannot tell"`` if
+            no measurement on this device could have one, e.g. latency on a simulator.
         margin: Room left between the point estimate and the limit, in the unit of the metric; negative if the
             limit is missed, None if nothing was measured.
         text: The margin, or the reason, for people.

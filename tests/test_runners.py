@@ -68,6 +68,7 @@ def test_job_carries_the_runtime(tmp_path: Path) -> None:
         "provider": "CPUExecutionProvider",
         "provider_options": {"a": "b"},
         "threads": 3,
+        "strict": False,
         "input": [1, 3],
         "extra": 1,
     }

@@ -26,8 +26,8 @@ PACKAGES = ("onnxruntime", "numpy", "torch", "torchvision", "onnx", "onnxsim")
 def doctor(model: Path | None, names: tuple[str, ...], as_json: bool) -> None:
     """Say what this machine can do: packages, processor, providers.
 
-    Every provider that an interpreter lists is made to run a trivial network: being listed proves nothing. For the
-    others it says what brings them, and for each whether its time means anything.
+    Every provider that an interpreter lists is made to run a trivial network: being listed proves nothing.
+    Of the others it says what brings them, and of each whether its time means anything.
 
     With an ONNX file MODEL: what NNAPI and CoreML would take of it too, estimated from operator tables.
     """
@@ -102,4 +102,7 @@ def _partitions(model: Path) -> dict[str, Any]:
 
     from edgeprune.mobile import LABEL, estimate_partitions
 
-    return {"label": LABEL, "estimates": [{**asdict(one), "text": one.text} for one in estimate_partitions(model)]}
+    return {
+        "label": LABEL,
+        "estimates": [{**asdict(one), "text": one.text} for one in estimate_partitions(model)],
+    }

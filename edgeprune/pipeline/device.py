@@ -144,7 +144,7 @@ def story_of(context: Context) -> dict[str, object]:
 
 
 def mobile_story(context: Context) -> dict[str, object]:
-    """What phones would take of the slim network, estimated; nothing where the host side's packages are not."""
+    """What phones would take of the slim network, estimated; the reason why not where onnx is not."""
     from edgeprune.mobile import LABEL, estimate_partitions
 
     try:

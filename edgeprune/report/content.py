@@ -253,7 +253,11 @@ def _memory_phases(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
 
 
 def _unmeasured(measurement: Measurement) -> list[str]:
-    missing = [METRICS[name] for name in _ALWAYS if measurement.value(name) is None]
+    missing = [
+        METRICS[name]
+        for name in _ALWAYS
+        if measurement.value(name) is None and not measurement.is_out_of_reach(name)  # a note says that once
+    ]
     return [f"Not measured: {metric.text}. {measurement.why_unmeasured(metric.name)}" for metric in missing]
 
 

@@ -189,7 +189,9 @@ def _raise_fault(problem: str, python: str, fault: dict[str, Any], runtime: Runt
         raise ArtifactError("could not run the ONNX file", where=fault["model"], value=message, hint=hint)
     if kind == "provider":
         source = PACKAGES.get(runtime.provider, "a build of onnxruntime for that device")
-        come_by = f"{runtime.provider} comes with {source}; name its interpreter as runtime.python in the target."
+        come_by = (
+            f"{runtime.provider} comes with {source}; name its interpreter as runtime.python in the target."
+        )
         raise MeasurementError(problem, where=runtime.provider, value=message, hint=hint or come_by)
     where = python if kind == "environment" else "the worker"
     raise MeasurementError(problem, where=where, value=message, hint=hint)

@@ -1,7 +1,7 @@
-"""Execution providers: where they come from, what they are opened with, and whether their time means anything.
+"""Execution providers: where they come from, how they are opened, whether their time means anything.
 
-onnxruntime has providers built in, or loads them from packages of their own (plug-ins). Neither being listed nor
-being part of a session proves that one runs anything: only ``placement`` does.
+onnxruntime has providers built in, or loads them from packages of their own (plug-ins). Neither being listed
+nor being part of a session proves that one runs anything: only ``placement`` does.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def listed() -> list[str]:
 
 
 def providers_for(job: Job) -> tuple[list[Any], list[Any], dict[str, str]]:
-    """How to open a session: built-in providers with their options, or the device of a plug-in and its options.
+    """How to open a session: built-in providers with their options, or a plug-in's device and its options.
 
     Returns:
         (providers, devices, options of the devices); one of the lists is empty.
@@ -82,7 +82,9 @@ def providers_for(job: Job) -> tuple[list[Any], list[Any], dict[str, str]]:
         if provider == QNN:
             settings = _qnn_settings(settings, package)
             kind = settings.get("backend_type", "")
-            found = [d for d in found if d.device.type.name.lower() == {"htp": "npu"}.get(kind, kind)] or found
+            found = [
+                d for d in found if d.device.type.name.lower() == {"htp": "npu"}.get(kind, kind)
+            ] or found
         return [], found[:1], settings
     available = ort.get_available_providers()
     if provider not in available:
