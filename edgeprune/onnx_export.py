@@ -104,8 +104,7 @@ def export(
         simplified.
 
     Raises:
-        ExportError: An argument is wrong, torch cannot export the network, or the file differs from torch.
-            ``path`` is then left as it was.
+        ExportError: An argument is wrong, torch fails, or the file differs; ``path`` is left as it was.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())

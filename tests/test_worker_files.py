@@ -106,11 +106,11 @@ def test_worker_cannot_take_the_machine_down() -> None:
         "import os, resource, runpy, sys\n"
         "try: runpy.run_path(sys.argv[1], run_name='__main__')\n"
         "except SystemExit: print(resource.getrlimit(resource.RLIMIT_DATA)[0], "
-        "open('/proc/self/oom_score_adj').read())"
+        "open('/proc/self/oom_score_adj').read(), file=sys.stderr)"  # stdout is for the answer alone
     )
     command = [sys.executable, "-c", code, str(WORKER)]
     job = json.dumps({"job": "environment"})
     done = subprocess.run(command, input=job, capture_output=True, text=True, check=True, timeout=60)
-    limit, first_to_go = map(int, done.stdout.splitlines()[-2].split())
+    limit, first_to_go = map(int, done.stderr.split()[-2:])
     assert 0 < limit <= common.memory_bytes()
     assert first_to_go == 1000

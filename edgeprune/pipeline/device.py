@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from edgeprune.artifact import load_artifact
-from edgeprune.errors import MeasurementError, RunError
+from edgeprune.errors import ArtifactError, MeasurementError, RunError
 from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, bench, load_measurement
 from edgeprune.pipeline.context import Context
@@ -149,8 +149,8 @@ def mobile_story(context: Context) -> dict[str, object]:
 
     try:
         estimates = estimate_partitions(context.run.file("slim.onnx"))
-    except ModuleNotFoundError as reason:
-        return {f"NNAPI and CoreML, {LABEL}": f"not estimated: there is no {reason.name} here"}
+    except (ModuleNotFoundError, ArtifactError) as reason:
+        return {f"NNAPI and CoreML, {LABEL}": f"not estimated: {str(reason).rstrip('.')}"}
     return {f"{one.provider}, {LABEL}": one.text for one in estimates}
 
 

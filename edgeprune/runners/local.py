@@ -42,6 +42,10 @@ PACKAGES = {
     "MIGraphXExecutionProvider": "onnxruntime-migraphx from pip, and an AMD GPU",
     "WebGpuExecutionProvider": "onnxruntime-ep-webgpu and onnxruntime>=1.24 from pip, and a GPU with Vulkan",
 }
+# Provider -> a crash of it that is known, with its way round.
+CRASHES = {
+    "XnnpackExecutionProvider": "Known of onnxruntime 1.21: XNNPACK crashes on a Gemm without a bias.",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def run_worker(
         _end(process)
     answer = _last_json(stdout)
     if answer is None:
-        _raise_no_answer(problem, command[0], process.returncode, stderr)
+        _raise_no_answer(problem, command[0], process.returncode, stderr, CRASHES.get(runtime.provider, ""))
     if "error" in answer:
         _raise_fault(problem, command[0], answer["error"], runtime)
     return answer
@@ -166,7 +170,7 @@ def _last_json(stdout: str) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _raise_no_answer(problem: str, python: str, status: int, stderr: str) -> NoReturn:
+def _raise_no_answer(problem: str, python: str, status: int, stderr: str, known: str) -> NoReturn:
     # Debian's build writes hundreds of lines on schemas that it registers twice.
     lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith("Schema error")]
     last = f": {lines[-1][:200]}" if lines else ""
@@ -175,7 +179,9 @@ def _raise_no_answer(problem: str, python: str, status: int, stderr: str) -> NoR
         value, hint = "killed by signal 9", "The machine most likely ran out of memory."
     elif number > 0:
         value = f"killed by signal {number} ({signal.strsignal(number)}){last}"
-        hint = "onnxruntime or the provider crashed: try another version, or the CPU provider."
+        hint = (
+            f"onnxruntime or the provider crashed: try another version, or the CPU provider. {known}".rstrip()
+        )
     else:
         value = f"'{python}', which ended with exit status {status} and no answer{last}"
         hint = "It must be Python 3.10 or later with numpy and onnxruntime."

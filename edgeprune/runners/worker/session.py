@@ -9,10 +9,14 @@ import warnings
 from typing import Any
 
 from .common import CPU, XNNPACK, Fault, Job, as_text, memory_bytes, np, ort, plain
-from .providers import check_started, providers_for, refuse_to_time
+from .providers import QNN, check_started, providers_for, refuse_to_time
 
 GIVE_SHAPE = "Give the shape as runtime.input in the target, e.g. input = [1, 3, 224, 224]."
 FIX_DIMENSION = "Fix it in the file, e.g. with python -m onnxruntime.tools.make_dynamic_shape_fixed."
+# Provider -> what helps if it refuses a model that the CPU can load.
+REFUSALS = {
+    QNN: "The Hexagon wants a quantized network (QDQ) of fixed shape; fp16 needs options of its own.",
+}
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = {f"tensor({name})": name for name in (*INTEGERS, "float16", "bool")}
 DTYPES |= {"tensor(float)": "float32", "tensor(double)": "float64"}
@@ -62,7 +66,8 @@ def open_session(job: Job, model: str | bytes, options: Any) -> Any:
             with contextlib.suppress(Exception):
                 ort.InferenceSession(model, providers=[CPU])
                 name = "the trivial model" if isinstance(model, bytes) else model
-                fault = Fault("provider", f"unable to load {name}, which the CPU can ({plain(reason)})")
+                message = f"unable to load {name}, which the CPU can ({plain(reason)})"
+                fault = Fault("provider", message, REFUSALS.get(provider, ""))
         raise fault from None
     check_started(job, session)
     return session
