@@ -84,7 +84,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "QNN          runs in other; its time means nothing: a simulator" in out
     assert "Nnapi        absent: only on Android (legacy)" in out
     found = json.loads(run(capsys, "doctor", "--target", str(target), "--json")[1])
-    assert found["targets"][str(target)]
+    assert f"{target} placement here, but no time: functional only" in out
+    assert not found["targets"][str(target)]
+    assert found["functional_targets"] == [str(target)]
     assert found["targets"]["local-cpu"]
     assert not found["targets"]["local-cuda"]
     assert {

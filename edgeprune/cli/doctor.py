@@ -44,17 +44,20 @@ def doctor(model: Path | None, names: tuple[str, ...], as_json: bool) -> None:
     environment = runner_for(Runtime()).run("environment")
     local = [target.runtime.python for target in asked.values() if target.runtime.runner == "local"]
     providers = find_providers([None, *local])
-    running = {(one.provider, one.python) for one in providers if one.state == "runs"}
+    running = {(one.provider, one.python): one for one in providers if one.state == "runs"}
     targets = {name: load_target(path) for name, path in list_targets().items()} | asked
-    able = {
-        name: target.runtime.runner == "local" and (target.runtime.provider, target.runtime.python) in running
+    serves = {
+        name: running.get((target.runtime.provider, target.runtime.python))
         for name, target in targets.items()
+        if target.runtime.runner == "local"
     }
+    functional = [name for name, one in serves.items() if one and not one.time_is_real]
+    able = {name: bool(serves.get(name)) and name not in functional for name in targets}
     partitions = _partitions(model) if model is not None else None
     if as_json:
         found = {"python": sys.version.split()[0], "platform": platform.platform(), "packages": versions,
                  "environment": environment, "providers": [asdict(one) for one in providers], "targets": able,
-                 "partitions": partitions, "exit_code": 0}  # fmt: skip
+                 "functional_targets": functional, "partitions": partitions, "exit_code": 0}  # fmt: skip
         click.echo(json.dumps(found))
         return
     click.echo(f"python {sys.version.split()[0]} on {platform.platform()}")
@@ -68,7 +71,9 @@ def doctor(model: Path | None, names: tuple[str, ...], as_json: bool) -> None:
     _tell_providers(providers)
     click.echo()
     for name, here in able.items():
-        click.echo(f"{name:<18} {'can be measured here' if here else 'not on this machine as it is'}")
+        text = "can be measured here" if here else "not on this machine as it is"
+        text = "placement here, but no time: functional only" if name in functional else text
+        click.echo(f"{name:<18} {text}")
     if partitions is not None:
         click.echo(f"\n{model}, {partitions['label']}:")
         for one in partitions["estimates"]:
