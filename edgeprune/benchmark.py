@@ -24,6 +24,7 @@ from edgeprune.noise import (
     placement_notes,
     width_notes,
 )
+from edgeprune.placement import functional_only, with_share_of_macs
 from edgeprune.runners import Runner, runner_for
 from edgeprune.statistics import MIN_PROCESSES, MIN_SAMPLES, is_narrow, percentile_estimate, ratio_estimate
 from edgeprune.target import Runtime, Target
@@ -104,13 +105,17 @@ def bench(
         progress.total -= rounds + len(paths) * MEMORY_REPEATS
         rounds = 0
     placements = []
-    for path in paths:
-        progress.next(f"placement of {path.name}")
-        placements.append(runner.run("placement", [path]))
+    for given in artifacts:
+        progress.next(f"placement of {given.path.name}")
+        found = runner.run("placement", [given.path])
+        placements.append(with_share_of_macs(found, given.provenance.get("macs_by_node")))
     _check_same_input(paths, placements)
+    simulated = functional_only(placements[0])
+    rounds = 0 if simulated else rounds
+    why = simulated or (f"{player} plays the processor: memory would be its own" if player else None)
     # What may be absent comes first, so that nobody waits for the other figures in vain.
     counts = [count_instructions(runner, path, launches, progress.next) for path in paths]
-    memories = [_no_memory(player) if player else _memory(runner, path, progress) for path in paths]
+    memories = [_no_memory(why) if why else _memory(runner, path, progress) for path in paths]
     timing = Timing(rounds, runs, budget_seconds, started)
     timing.run(runner, paths, progress)
     progress.finish()
@@ -135,7 +140,7 @@ def bench(
             artifacts, placements, memories, timing.answers, counts, strict=True
         )
     ]
-    notes = []
+    notes = [f"Neither latency nor memory was measured: {simulated}."] if simulated else []
     if rounds:
         notes += machine_notes(environment, target.runtime) + disturbance_notes(environment)
         notes += width_notes(timing.estimate(), len(timing.machines), timing.stopped, budget_seconds)
@@ -286,9 +291,8 @@ def _memory(runner: Runner, path: Path, progress: _Steps) -> dict[str, Any]:
     return {**middle, "method": found[0]["method"], "why": why, "repeats": repeats, **parts}
 
 
-def _no_memory(player: str) -> dict[str, Any]:
-    """On an emulated processor."""
-    why = f"{player} plays the processor: memory would be its own"
+def _no_memory(why: str) -> dict[str, Any]:
+    """What stands for the memory of a device that is not there."""
     figures = dict.fromkeys(MEMORY_FIGURES)
     return {**figures, "method": None, "why": why, "repeats": [], **_untold_parts(why)}
 

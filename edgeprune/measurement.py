@@ -13,6 +13,7 @@ from edgeprune.files import read_json
 from edgeprune.instructions import NOT_COUNTED
 from edgeprune.measurement_format import MEASUREMENT_FORMAT, format_fault
 from edgeprune.metrics import METRICS, Estimate
+from edgeprune.placement import functional_only
 from edgeprune.statistics import median_estimate, min_samples, percentile_estimate, ratio_estimate
 
 
@@ -27,7 +28,10 @@ class Measurement:
         artifact: The file's facts; its path is the file name alone, since folders move.
         environment: Versions, processor, governor, load before the first run, and what disturbed the timed
             runs.
-        placement: ``source`` of the proof, ``nodes`` per provider, ``left_to_cpu`` by node, ``inputs``.
+        placement: ``source`` of the proof, ``nodes`` per provider, ``left_to_cpu`` by node, ``assigned``
+            (name and operator of each provider's nodes), ``partitions`` (how often an inference enters the
+            provider), ``macs_share`` per provider or None and ``macs_share_why``, ``functional_only`` (why
+            time and memory mean nothing here, or None), ``inputs``.
         memory: ``load_peak_bytes``, ``loaded_bytes``, ``run_peak_bytes`` and ``peak_bytes`` (the larger peak)
             over onnxruntime alone, medians over processes, or None and ``why``; ``method``; ``repeats``:
             the peak in each process. ``arena``: ``peak_bytes`` in use and ``held_bytes`` of onnxruntime's own
@@ -77,7 +81,7 @@ class Measurement:
 
     def value(self, metric: str) -> float | Estimate | None:
         """A metric of ``METRICS`` in SI units; None if it was not measured (``why_unmeasured`` says why)."""
-        if METRICS[metric].relative and self.baseline is None:
+        if (METRICS[metric].relative and self.baseline is None) or self.is_out_of_reach(metric):
             return None
         if metric in _TIMES and not self.latency_samples_s:
             return None
@@ -90,12 +94,18 @@ class Measurement:
         slim, dense = _READERS[basis](self), _READERS[basis](self.baseline)
         return slim / dense if isinstance(slim, float) and isinstance(dense, float) and dense else None
 
+    def is_out_of_reach(self, metric: str) -> bool:
+        """Whether this device cannot measure a metric whatever is done: a simulator's time is nobody's."""
+        return functional_only(self.placement) is not None and metric.startswith(_OF_THE_DEVICE)
+
     def why_unmeasured(self, metric: str) -> str | None:
         """Why ``value`` is None, as one sentence; None if it is not."""
         if self.value(metric) is not None:
             return None
         if METRICS[metric].relative and self.baseline is None:
             return "No dense network was measured beside it: give one as the baseline."
+        if self.is_out_of_reach(metric):
+            return f"{functional_only(self.placement)}."
         if metric in _TIMES and not self.latency_samples_s:
             player = self.environment.get("emulator")
             return f"{player} plays the processor: times mean nothing." if player else "Nothing was timed."
@@ -104,6 +114,8 @@ class Measurement:
             return f"It takes {min_samples(_percentile(metric))} samples, and there are {count}."
         sides = [self] if self.baseline is None or not METRICS[metric].relative else [self, self.baseline]
         fact = metric.removesuffix("_ratio").removesuffix("_drop")
+        if metric == "partitions":
+            return "The runner does not tell the order in which the nodes run."
         lacking = [side for side in sides if side.value(fact) is None]
         if lacking and fact == "peak_memory":
             return f"{lacking[0].memory['why']}."
@@ -225,4 +237,9 @@ _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "accuracy_drop": _accuracy_drop,
     "parity_error": lambda one: one.artifact.parity_error,
     "cpu_nodes": lambda one: float(len(one.placement["left_to_cpu"])),
+    "partitions": lambda one: _as_float(one.placement.get("partitions")),
 }
+_OF_THE_DEVICE = (
+    "latency", "throughput", "load_time", "first_inference", "cold_start",
+    "peak_memory", "arena_memory", "device_memory", "instructions",
+)  # fmt: skip

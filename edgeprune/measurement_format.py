@@ -13,6 +13,8 @@ from edgeprune.instructions import is_instructions
 MEASUREMENT_FORMAT = 2
 MEMORY_FIGURES = ("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes")
 
+TIMES = ("latency_samples_s", "load_s", "first_inference_s")
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -35,9 +37,27 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
 
 
+def _is_nodes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(node, dict) and "op_type" in node for node in value)
+
+
+def _is_assigned(value: Any) -> bool:
+    if value is None:  # a runner that cannot tell
+        return True
+    lists = list(value.values()) if isinstance(value, dict) else [None]
+    return all(isinstance(nodes, list) and all(map(_is_texts, nodes)) for nodes in lists)
+
+
 def _is_placement(value: Any) -> bool:
-    left = value.get("left_to_cpu") if isinstance(value, dict) else None
-    return isinstance(left, list) and all(isinstance(node, dict) and "op_type" in node for node in left)
+    if not isinstance(value, dict) or not _is_nodes(value.get("left_to_cpu")):
+        return False
+    partitions, shares, why = (value.get(key) for key in ("partitions", "macs_share", "functional_only"))
+    return (
+        _is_assigned(value.get("assigned"))
+        and (partitions is None or (_is_number(partitions) and partitions >= 0))
+        and (shares is None or (isinstance(shares, dict) and all(map(_is_number, shares.values()))))
+        and (why is None or (isinstance(why, str) and bool(why)))
+    )
 
 
 def _is_memory(value: Any) -> bool:
@@ -92,8 +112,11 @@ def format_fault(content: Any) -> str | None:
     odd = set(content) ^ {"format", *_PARTS}
     if odd:
         return f"with {', '.join(sorted(odd))} missing or unknown"
+    placement = content["placement"]
+    timeless = isinstance(placement, dict) and placement.get("functional_only")
     for key, is_right in _PARTS.items():
-        if not is_right(content[key]):
+        # What a simulator took must not be there, and what a device took must.
+        if (content[key] not in ([], ())) if timeless and key in TIMES else not is_right(content[key]):
             return f"wrong in '{key}'"
     processes = {len(content[key]) for key in ("latency_samples_s", "load_s", "first_inference_s")}
     if len(processes) > 1 and 0 in processes:

@@ -75,5 +75,6 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy_drop", "drop", "accuracy lost", relative=True),
         Metric("parity_error", "error", "parity error"),
         Metric("cpu_nodes", "count", "nodes on CPU"),
+        Metric("partitions", "count", "partitions"),
     )
 }

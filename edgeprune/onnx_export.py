@@ -38,6 +38,7 @@ from edgeprune.cost import count_macs, count_params
 from edgeprune.data import Data
 from edgeprune.errors import ExportError
 from edgeprune.files import replacing
+from edgeprune.onnx_macs import macs_by_node
 from edgeprune.parity import (
     BATCH_SIZES,
     Inputs,
@@ -52,7 +53,6 @@ from edgeprune.parity import (
 
 OPSETS = range(18, 24)
 """What torch's exporter writes itself; asked for a lower opset it would silently keep 18."""
-
 MAX_BYTES = 2**31 - 1
 """An ONNX file is one protobuf message, which ends here."""
 
@@ -95,8 +95,8 @@ def export(
         dynamic_batch: Leave N open. Otherwise the file takes the batch size of ``example``.
         opset: ONNX opset, one of OPSETS.
         tolerance: Largest |onnx - torch| / max |torch| that is let through.
-        provenance: Further facts for the sidecar and the file, JSON-able. No absolute paths and no times:
-            they would make two equal exports differ.
+        provenance: Further facts for the sidecar and the file, JSON-able; paths and times would make equal
+            exports differ.
         verify_input: One more input for the comparison.
 
     Returns:
@@ -104,8 +104,7 @@ def export(
         simplified.
 
     Raises:
-        ExportError: An argument is wrong, torch cannot export the network, or the file differs from torch.
-            ``path`` is then left as it was.
+        ExportError: An argument is wrong, torch fails, or the file differs; ``path`` is left as it was.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
@@ -153,6 +152,7 @@ def export(
             "opset": opset,
             "dynamic_batch": dynamic_batch,
             "simplified": simplified,
+            "macs_by_node": macs_by_node(graph),
             "parity": {
                 "tolerance": tolerance,
                 "batch_sizes": list(BATCH_SIZES),

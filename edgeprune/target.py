@@ -23,7 +23,7 @@ RUNNERS = ("local", "ssh", "adb", "browser")
 PRECISIONS = ("fp32", "fp16", "int8")
 TOP_KEYS = ("name", "channel_multiple", "runtime", "budgets")
 RUNTIME_KEYS = (
-    "runner", "provider", "provider_options", "host", "python", "threads", "precision",
+    "runner", "provider", "provider_options", "strict", "host", "python", "threads", "precision",
     "input", "inputs", "dims",
 )  # fmt: skip
 SHAPE_RULE = "whole numbers of at least 1, e.g. [1, 3, 32, 32]"
@@ -86,6 +86,7 @@ class Runtime:
         runner: ``"local"``, ``"ssh"``, ``"adb"`` or ``"browser"``.
         provider: Execution provider of onnxruntime.
         provider_options: Handed to the provider as they are.
+        strict: Refuse a network of which the provider leaves a node to the CPU.
         host: ``user@machine`` for ssh, a device serial for adb.
         python: Interpreter that has the provider's onnxruntime; None: the one that runs edgeprune.
         threads: Threads of one inference.
@@ -105,6 +106,7 @@ class Runtime:
     input: tuple[int, ...] | None = None
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dims: dict[str, int] = field(default_factory=dict)
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,10 @@ def _positive(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
+def _bool(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
     sizes = [_positive(size) for size in value] if isinstance(value, list) else []
     return tuple(size for size in sizes if size) if sizes and None not in sizes else None
@@ -317,6 +323,7 @@ def _runtime(table: _Table) -> Runtime:
         input=table.take("input", _shape, SHAPE_RULE, default.input),
         inputs={key: inputs.take(key, _shape, SHAPE_RULE, ()) for key in inputs.values},
         dims={key: dims.take(key, _positive, "a whole number of at least 1", 1) for key in dims.values},
+        strict=table.take("strict", _bool, "true or false", default.strict),
     )
     runner = table.values.get("runner", default.runner)
     if runner == "ssh" and "host" not in table.values:

@@ -29,6 +29,9 @@ class Measured(Protocol):
     def why_unmeasured(self, metric: str, /) -> str | None:
         """Why the value is None, as one sentence."""
 
+    def is_out_of_reach(self, metric: str, /) -> bool:
+        """Whether the value is None because no measurement on this device could have it."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -38,7 +41,8 @@ class Verdict:
         budget: The limit.
         measured: In SI units; None if it was not measured or is not a number.
         state: ``"passed"`` if the interval's bad end keeps to the limit, ``"failed"`` if not even its good
-            end does, ``"cannot tell"`` in between, ``"unmeasured"`` without a value.
+            end does, ``"cannot tell"`` in between, ``"unmeasured"`` without a value, but ``"cannot tell"`` if
+            no measurement on this device could have one, e.g. latency on a simulator.
         margin: Room left between the point estimate and the limit, in the unit of the metric; negative if the
             limit is missed, None if nothing was measured.
         text: The margin, or the reason, for people.
@@ -105,8 +109,10 @@ def format_measured(measured: float | Estimate | None, quantity: Quantity) -> st
 def _judge(budget: Budget, measurement: Measured) -> Verdict:
     measured = measurement.value(budget.metric)
     if measured is None:
-        text = f"not measured: {measurement.why_unmeasured(budget.metric) or 'no reason known'}".rstrip(".")
-        return Verdict(budget, None, "unmeasured", None, text)
+        why = (measurement.why_unmeasured(budget.metric) or "no reason known").rstrip(".")
+        if measurement.is_out_of_reach(budget.metric):
+            return Verdict(budget, None, "cannot tell", None, f"could not measure: {why}")
+        return Verdict(budget, None, "unmeasured", None, f"not measured: {why}")
     state = _state(budget, measured)
     if state == "unmeasured":
         return Verdict(budget, None, state, None, "the measured value is not a number")
@@ -216,6 +222,6 @@ def _verdict_from_json(row: dict[str, Any]) -> Verdict:
         low = -math.inf if measured["low"] is None else measured["low"]
         high = math.inf if measured["high"] is None else measured["high"]
         measured = Estimate(**{**measured, "low": low, "high": high})
-    if row["state"] != _state(budget, measured):
+    if row["state"] != _state(budget, measured) and (measured is not None or row["state"] != "cannot tell"):
         raise ValueError(f"state '{row['state']}' of {budget.key} does not follow from its figures")
     return Verdict(**{**row, "budget": budget, "measured": measured})

@@ -15,18 +15,20 @@ PACKAGE = Path(edgeprune.__file__).parent
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
     "errors", "files", "units", "metrics", "target", "external_data", "artifact", "statistics", "runners",
-    "noise", "instructions", "measurement_format", "measurement", "benchmark", "verdict", "sweep", "report",
+    "availability", "noise", "instructions", "placement", "measurement_format", "measurement", "benchmark",
+    "verdict", "sweep", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
-    "surgery", "parity", "onnx_export", "selection", "training", "calibration", "slabs", "gram", "moments",
-    "flow", "refitting", "schemes", "pipeline",
+    "surgery", "parity", "onnx_macs", "onnx_export", "selection", "training", "calibration", "slabs", "gram",
+    "moments", "flow", "refitting", "schemes", "mobile", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
 # Third-party packages, besides the standard library.
 DEVICE_PACKAGES = {"numpy", "onnxruntime", "rich"}
+PLUGINS = {"onnxruntime_qnn", "onnxruntime_ep_webgpu"}  # providers, for the worker alone
 HOST_PACKAGES = DEVICE_PACKAGES | {
     "torch", "torchvision", "onnx", "safetensors", "scipy", "sklearn", "timm", "PIL"
 }  # fmt: skip
@@ -106,7 +108,7 @@ def import_faults(module: str, source: str) -> Iterator[str]:
             if own == "cli" and on_top and layer not in CLI_MAY_IMPORT_ON_TOP:
                 yield f"{module} imports {name}: outside a function"
         elif root not in sys.stdlib_module_names:
-            if root not in packages:
+            if root not in (packages | PLUGINS if in_worker else packages):
                 yield f"{module} imports {name}: not for this layer"
             if root == "onnxruntime" and on_top and not in_worker:
                 yield f"{module} imports {name}: outside a function"
@@ -185,6 +187,7 @@ def test_no_public_name_is_hidden_by_a_module() -> None:
         ("cli.stages", "import torch", "outside a function"),
         ("cli.stages", "from edgeprune.benchmark import bench", "outside a function"),
         ("runners.worker.memory", "from edgeprune.errors import UsageError", "must stand alone"),
+        ("runners.local", "import onnxruntime_qnn", "not for this layer"),
         ("runners.worker.memory", "from ..local import LocalRunner", "relative"),
         ("helpers", "", "no place in LAYERS"),
     ],

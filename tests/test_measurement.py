@@ -19,8 +19,10 @@ from edgeprune.errors import ArtifactError, MeasurementError, UsageError
 from edgeprune.files import write_json
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.metrics import METRICS, Estimate
+from edgeprune.report import make_report, report_html, report_markdown
 from edgeprune.runners import RUNNERS
 from edgeprune.target import Budget, Runtime, Target
+from edgeprune.verdict import exit_code, gate
 
 TARGET = Target("test device", 8, Runtime(), (), Path("test.toml"), "ab" * 32)
 SLIM = Artifact(
@@ -48,6 +50,7 @@ class FakeRunner:
     memory_step_bytes = 1000
     count_step = 0
     dense_shape = (1, 3, 8, 8)
+    of_placement: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, _: Runtime) -> None:
         self.calls: list[tuple[str, list[str], dict[str, Any]]] = []
@@ -61,7 +64,13 @@ class FakeRunner:
             shape = self.dense_shape if models[0].stem == "dense" else (1, 3, 8, 8)
             inputs = [{"name": "x", "type": "tensor(float)", "shape": list(shape)}]
             nodes = {"CPUExecutionProvider": 5}
-            return {"source": "fake", "nodes": nodes, "left_to_cpu": list(self.left_to_cpu), "inputs": inputs}
+            found = {
+                "source": "fake",
+                "nodes": nodes,
+                "left_to_cpu": list(self.left_to_cpu),
+                "inputs": inputs,
+            }
+            return found | self.of_placement
         if job == "instructions":
             count = 4000 if models[0].stem == "dense" else 1000
             return {"count": count + self.count_step * (times % 3), "method": "fake counter"}
@@ -131,6 +140,49 @@ def test_values() -> None:
     for metric, value in expected.items():
         assert measured.value(metric) == pytest.approx(value), metric
     assert measured.notes == ()
+
+
+def test_a_simulator_has_neither_time_nor_memory(device: type[FakeRunner]) -> None:
+    device.of_placement = {"functional_only": "a simulator runs it", "partitions": 1, "assigned": {"CPU": []}}
+    measured = bench(SLIM, TARGET, baseline=DENSE)
+    assert {job for job, _, _ in device.last.calls} == {"environment", "placement"}
+    for metric in METRICS:
+        of_the_device = metric.startswith(
+            ("latency", "throughput", "load", "first", "cold", "peak", "arena", "device", "instructions")
+        )
+        assert measured.is_out_of_reach(metric) == of_the_device
+        if of_the_device:
+            assert measured.value(metric) is None
+            assert measured.why_unmeasured(metric) == "a simulator runs it."
+    assert measured.value("size_ratio") == 0.6
+    assert measured.value("partitions") == 1.0
+    assert measured.latency_samples_s == measured.load_s == measured.first_inference_s == ()
+    assert measured.memory["peak_bytes"] is None
+    assert measured.memory["why"] == "a simulator runs it"
+    assert measured.notes == ("Neither latency nor memory was measured: a simulator runs it.",)
+    content = json.loads(json.dumps(measured.to_json()))
+    assert Measurement.from_json(content) == measured
+    content["latency_samples_s"] = [[1e-3], [1e-3]]  # a figure that cannot be
+    with pytest.raises(ArtifactError, match="wrong in 'latency_samples_s'"):
+        Measurement.from_json(content)
+    (verdict,) = gate([Budget("max_latency_p50", "latency_p50", True, 1.0, "1 s")], measured)
+    assert (verdict.state, exit_code([verdict])) == ("cannot tell", 3)
+    page = report_html(make_report(measured, [verdict], command=""))
+    assert "Every timed inference" not in page
+    assert "Functional only, neither time nor memory: a simulator runs it." in page
+
+
+def test_share_of_macs_comes_from_the_sidecar(device: type[FakeRunner]) -> None:
+    device.of_placement = {"assigned": {"CPUExecutionProvider": [["a", "Conv"]], "Npu": [["b", "Conv"]]}}
+    known = replace(SLIM, provenance={"macs_by_node": {"a": 10, "b": 30}})
+    measured = bench(known, TARGET, processes=2, runs=20)
+    assert measured.placement["macs_share"] == {"CPUExecutionProvider": 0.25, "Npu": 0.75}
+    text = report_markdown(make_report(measured, (), command=""))
+    assert "Multiply-adds by provider: Npu 75.00 %, CPUExecutionProvider 25.00 %." in text
+    unknown = bench(SLIM, TARGET, processes=2, runs=20)
+    assert unknown.placement["macs_share"] is None
+    text = report_markdown(make_report(unknown, (), command=""))
+    assert "Multiply-adds by provider: not known. No sidecar tells" in text
 
 
 @pytest.mark.usefixtures("device")
@@ -342,6 +394,11 @@ def _with(value: Any, *keys: str) -> Callable[[dict[str, Any]], object]:
         (_with(None, "memory", "arena", "held_bytes"), "wrong in 'memory'"),
         (_with(None, "memory", "device"), "wrong in 'memory'"),
         (_with([1], "placement", "left_to_cpu"), "wrong in 'placement'"),
+        (_with(-1, "placement", "partitions"), "wrong in 'placement'"),
+        (_with({"CPU": [1]}, "placement", "assigned"), "wrong in 'placement'"),
+        (_with({"CPU": "all"}, "placement", "macs_share"), "wrong in 'placement'"),
+        (_with(True, "placement", "functional_only"), "wrong in 'placement'"),
+        (_with("a simulator", "placement", "functional_only"), "wrong in 'latency_samples_s'"),
         (_with("many", "artifact", "macs"), "wrong in 'artifact'"),
         (_with({"test": "good"}, "artifact", "accuracy"), "wrong in 'artifact'"),
         (_with({}, "artifact"), "wrong in 'artifact'"),

@@ -166,6 +166,10 @@ def test_facts_in_sidecar_and_file(exported) -> None:
     assert artifact.size_bytes == artifact.path.stat().st_size
     assert artifact.input_shape == (1, 3, 8, 8)
     assert artifact.macs == 64 * 9 * (3 * 8 + 8 * 6 + 6 * 8) + 8 * 5
+    assert sum(artifact.provenance["macs_by_node"].values()) == artifact.macs
+    assert set(artifact.provenance["macs_by_node"]) < {
+        node.name for node in onnx.load(artifact.path).graph.node
+    }
     assert artifact.params == sum(parameter.numel() for parameter in network.parameters())
 
     provenance = artifact.provenance

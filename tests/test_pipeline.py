@@ -9,7 +9,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from edgeprune.errors import RunError, UsageError
 from edgeprune.files import TEMPORARY
 from edgeprune.pipeline import COMMANDS, STAGES, Settings
-from edgeprune.pipeline.device import refit_story
+from edgeprune.pipeline.device import mobile_story, refit_story
 from edgeprune.pipeline.folder import RunFolder, is_run_folder, new_run, open_run
 from tests.conftest import RUN, edgeprune, run
 
@@ -239,3 +241,22 @@ def test_a_size_holds_for_the_final_file_with_all_its_facts(workplace: Path, siz
         assert done.returncode == 0, done.stderr
     found = (workplace / "run" / "slim.onnx").stat().st_size
     assert 0.75 * size < found <= size
+
+
+def test_the_report_estimates_what_phones_would_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(run=SimpleNamespace(file=lambda name: tmp_path / name))
+    (tmp_path / "slim.onnx").write_bytes(b"no model")
+    key = "NNAPI and CoreML, estimated from operator tables"
+    assert "slim.onnx is unreadable" in str(mobile_story(context)[key])
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnx", None)
+        assert str(mobile_story(context)[key]).startswith("not estimated: import of onnx")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value], [onnx.ValueInfoProto(name="y")])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "slim.onnx")
+    assert mobile_story(context) == {
+        f"{name}, estimated from operator tables": "1 of 1 nodes in 1 partition"
+        for name in ("NNAPI (legacy)", "CoreML NeuralNetwork", "CoreML MLProgram")
+    }

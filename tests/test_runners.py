@@ -69,6 +69,7 @@ def test_job_carries_the_runtime(tmp_path: Path) -> None:
         "provider": "CPUExecutionProvider",
         "provider_options": {"a": "b"},
         "threads": 3,
+        "strict": False,
         "input": [1, 3],
         "inputs": {"mask": [1, 7]},
         "dims": {"length": 7},
@@ -167,6 +168,22 @@ def test_no_answer(tmp_path: Path, output: str) -> None:
         MeasurementError, match="ended with exit status 1 and no answer: SyntaxError: f-string"
     ):
         runner.run("latency")
+
+
+def test_a_known_crash_is_named_and_noise_left_out(tmp_path: Path) -> None:
+    noise = "echo 'a reason' >&2; echo 'Schema error: Trying to register' >&2; echo >&2; kill -SEGV $$"
+    crashing = _interpreter(tmp_path, f"cat >/dev/null; {noise}")
+    xnnpack = replace(crashing, runtime=replace(crashing.runtime, provider="XnnpackExecutionProvider"))
+    with pytest.raises(
+        MeasurementError, match=r"\(Segmentation fault\): a reason\..*crashes on a Gemm without"
+    ):
+        xnnpack.run("placement")
+
+
+def test_the_hint_of_a_fault_of_the_provider_comes_first(tmp_path: Path) -> None:
+    error = {"kind": "provider", "message": "leaving a node", "hint": "Not so strict.", "model": ""}
+    with pytest.raises(MeasurementError, match=r"CPUExecutionProvider is leaving a node\. Not so strict\.$"):
+        _answering(tmp_path, {"error": error}, 3).run("placement")
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,10 @@ def test_arguments_reach_pytest(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("tools", "marks"),
     [
-        ([], "not gpu and not browser"),
-        (["nvidia-smi"], "not browser"),
-        (["chromium"], "not gpu"),
-        (["nvidia-smi", "google-chrome"], ""),
+        ([], "not gpu and not browser and not providers"),
+        (["nvidia-smi"], "not browser and not providers"),
+        (["chromium"], "not gpu and not providers"),
+        (["nvidia-smi", "google-chrome"], "not providers"),
     ],
 )
 def test_all_adds_what_this_machine_can_run(tools: list[str], marks: str, sandbox: Sandbox) -> None:

@@ -57,6 +57,13 @@ def faults_of(path: Path) -> list[str]:
     return str(caught.value).split("\n")[1:]
 
 
+def test_reads_placement(write):
+    target = load_target(write('name = "x"\n[runtime]\nstrict = true\n[budgets]\nmax_partitions = 1\n'))
+    assert target.runtime.strict
+    assert target.budgets == (Budget("max_partitions", "partitions", True, 1, "1"),)
+    assert not load_target(write('name = "x"\n')).runtime.strict
+
+
 def test_reads_the_contract(write):
     path = write(CONTRACT)
     target = load_target(path)
@@ -147,6 +154,7 @@ FAULTS = [  # what stands in the file below its name, and what the one fault say
     ("[runtime]\nthreads = 0", "runtime.threads = 0: expected a whole number of at least 1"),
     ("[runtime]\nthreads = true", "runtime.threads = true: expected a whole number of at least 1"),
     ('[runtime]\nthreads = "4"', 'runtime.threads = "4": expected a whole number of at least 1'),
+    ("[runtime]\nstrict = 1", "runtime.strict = 1: expected true or false"),
     ('[runtime]\nprecision = "fp64"', 'runtime.precision = "fp64": expected one of fp32, fp16, int8'),
     ("[runtime]\ninput = []", "runtime.input = []: expected whole numbers of at least 1, e.g."),
     ("[runtime]\ninput = [1, 3, 32.0, 32]", "runtime.input = [1, 3, 32.0, 32]: expected whole numbers"),

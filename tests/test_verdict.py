@@ -17,6 +17,8 @@ NAN, INF = math.nan, math.inf
 class Measured:
     """A measurement that holds what it is given."""
 
+    out_of_reach: tuple[str, ...] = ()
+
     def __init__(self, **values: float | Estimate | None) -> None:
         self.values = values
 
@@ -26,9 +28,24 @@ class Measured:
     def why_unmeasured(self, metric_name: str) -> str:
         return f"Nobody looked at {metric_name}."
 
+    def is_out_of_reach(self, metric_name: str) -> bool:
+        return metric_name in self.out_of_reach
+
 
 def budget(key: str, limit: float) -> Budget:
     return Budget(key, key[4:], key.startswith("max"), limit, str(limit))
+
+
+def test_what_no_measurement_here_could_have_is_no_failure_and_no_pass() -> None:
+    measured = Measured(latency_p50=None, size=10.0)
+    measured.out_of_reach = ("latency_p50",)
+    verdicts = gate([budget("max_latency_p50", 1.0), budget("max_size", 20.0)], measured)
+    assert [verdict.state for verdict in verdicts] == ["cannot tell", "passed"]
+    assert verdicts[0].text == "could not measure: Nobody looked at latency_p50"
+    assert exit_code(verdicts) == 3
+    assert verdicts_from_json(json.loads(json.dumps(verdicts_to_json(verdicts)))) == verdicts
+    failing = gate([budget("max_latency_p50", 1.0), budget("max_size", 5.0)], measured)
+    assert exit_code(failing) == 1
 
 
 def judge(key: str, limit: float, measured: float | Estimate | None):

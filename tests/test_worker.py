@@ -29,6 +29,7 @@ from edgeprune.runners.worker import (
     latency,
     memory,
     placement,
+    providers,
     session,
 )
 
@@ -80,7 +81,8 @@ def test_worker_is_self_contained() -> None:
             assert node.level <= 1  # nothing above its folder
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_module":
             imported.add(ast.literal_eval(node.args[0]))
-    assert imported - sys.stdlib_module_names - {"__future__"} == {"numpy", "onnxruntime"}
+    plugins = {"onnxruntime_qnn", "onnxruntime_ep_webgpu"}  # looked for only if a job asks for them
+    assert imported - sys.stdlib_module_names - {"__future__"} == {"numpy", "onnxruntime"} | plugins
 
 
 def test_worker_runs_from_any_folder(tmp_path: Path) -> None:
@@ -195,6 +197,9 @@ def test_placement_job_counts_nodes_by_provider(tmp_path: Path, profile: bool) -
         "source": "profile" if profile else "assignment",
         "nodes": {common.CPU: 1},
         "left_to_cpu": [],
+        "assigned": {common.CPU: [[answer["assigned"][common.CPU][0][0], "MatMul"]]},
+        "partitions": 1,
+        "functional_only": None,
         "inputs": [{"name": "x", "type": "tensor(float)", "shape": [1, 8]}],
     }
     assert list(tmp_path.iterdir()) == [path], "a profile was left behind"
@@ -283,10 +288,20 @@ def _partial(*providers: str) -> Any:
         for n, by in enumerate(providers)
     ]
     return SimpleNamespace(
-        get_inputs=lambda: [], run=lambda *_: [], get_provider_graph_assignment_info=lambda: parts
+        get_inputs=lambda: [],
+        run=lambda *_: [],
+        get_provider_graph_assignment_info=lambda: parts,
+        end_profiling=lambda: list(providers),
     )
 
 
+@pytest.fixture
+def _profiled_as_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile of a fake session names the same providers in the same order."""
+    monkeypatch.setattr(placement, "profiled_nodes", lambda order: [(by, "", "Relu") for by in order])
+
+
+@pytest.mark.usefixtures("_profiled_as_assigned")
 def test_nodes_left_to_the_cpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         placement, "open_session", lambda *_: _partial("NewProvider", common.CPU, "NewProvider")
@@ -294,8 +309,11 @@ def test_nodes_left_to_the_cpu_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     answer = placement.placement(JOB | {"models": ["m"], "provider": "NewProvider"})
     assert answer["nodes"] == {"NewProvider": 2, common.CPU: 1}
     assert answer["left_to_cpu"] == [{"name": "n1", "op_type": "Relu"}]
+    assert answer["assigned"]["NewProvider"] == [["n0", "Relu"], ["n2", "Relu"]]
+    assert answer["partitions"] == 2
 
 
+@pytest.mark.usefixtures("_profiled_as_assigned")
 def test_a_provider_that_took_no_node_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "open_session", lambda *_: _partial(common.CPU, common.CPU))
     with pytest.raises(common.Fault, match="listed, but took none of the 2 nodes of m") as caught:
@@ -313,6 +331,7 @@ def test_who_is_at_fault_when_a_model_does_not_load(monkeypatch: pytest.MonkeyPa
         __version__="1.30", InferenceSession=load, get_available_providers=lambda: ["NewProvider", common.CPU]
     )
     monkeypatch.setattr(session, "ort", fake)
+    monkeypatch.setattr(providers, "ort", fake)
     expected = (
         "unable to load m, which the CPU can" if sound else "not a model that onnxruntime 1.30 can load"
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edgeprune.artifact import load_artifact
+from edgeprune.benchmark import bench
 from edgeprune.errors import ArtifactError
-from edgeprune.measurement import bench
 from edgeprune.runners.local import WORKER, LocalRunner
 from edgeprune.runners.worker import common
 from edgeprune.target import Runtime, load_target
@@ -106,11 +106,11 @@ def test_worker_cannot_take_the_machine_down() -> None:
         "import os, resource, runpy, sys\n"
         "try: runpy.run_path(sys.argv[1], run_name='__main__')\n"
         "except SystemExit: print(resource.getrlimit(resource.RLIMIT_DATA)[0], "
-        "open('/proc/self/oom_score_adj').read())"
+        "open('/proc/self/oom_score_adj').read(), file=sys.stderr)"  # stdout is for the answer alone
     )
     command = [sys.executable, "-c", code, str(WORKER)]
     job = json.dumps({"job": "environment"})
     done = subprocess.run(command, input=job, capture_output=True, text=True, check=True, timeout=60)
-    limit, first_to_go = map(int, done.stdout.splitlines()[-2].split())
+    limit, first_to_go = map(int, done.stderr.split()[-2:])
     assert 0 < limit <= common.memory_bytes()
     assert first_to_go == 1000

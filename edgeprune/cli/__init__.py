@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import click
 
 from edgeprune import __version__
-from edgeprune.cli.information import doctor, groups, targets
+from edgeprune.cli.doctor import doctor
+from edgeprune.cli.information import groups, targets
 from edgeprune.cli.stages import bench, export, finetune, gate, prune, report, run, train
 from edgeprune.errors import EdgepruneError
 

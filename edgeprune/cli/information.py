@@ -1,4 +1,4 @@
-"""The commands that only tell: groups, targets, doctor."""
+"""The commands that only tell: groups, targets."""
 
 from __future__ import annotations
 
@@ -148,46 +148,3 @@ def targets(as_json: bool) -> None:
         provider = target.runtime.provider.removesuffix("ExecutionProvider")
         table.add_row(name, target.name, target.runtime.runner, provider, str(len(target.budgets)))
     Console(highlight=False).print(table)
-
-
-@click.command("doctor")
-@take(JSON)
-def doctor(as_json: bool) -> None:
-    """Say what this machine can do: packages, providers, processor."""
-    import importlib.metadata
-    import platform
-    import sys
-
-    from rich.console import Console
-
-    from edgeprune.runners import runner_for
-    from edgeprune.target import Runtime, list_targets, load_target
-
-    packages = ("onnxruntime", "numpy", "torch", "torchvision", "onnx", "onnxsim")
-    versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    environment = runner_for(Runtime()).run("environment")
-    able = {}
-    for name, path in list_targets().items():
-        runtime = load_target(path).runtime
-        able[name] = runtime.runner == "local" and runtime.provider in environment.get("providers", [])
-    if as_json:
-        found = {"python": sys.version.split()[0], "platform": platform.platform(), "packages": versions,
-                 "environment": environment, "targets": able, "exit_code": 0}  # fmt: skip
-        click.echo(json.dumps(found))
-        return
-    console = Console(highlight=False)
-    console.print(f"python {sys.version.split()[0]} on {platform.platform()}", soft_wrap=True)
-    for package, number in versions.items():
-        side = "" if package in ("onnxruntime", "numpy") else ' (pip install "edgeprune[train]")'
-        console.print(f"{package:<12} {number or f'not installed{side}'}", soft_wrap=True)
-    for key, value in environment.items():
-        if key in (*versions, "python", "platform"):
-            continue
-        console.print(f"{key:<12} {value}", soft_wrap=True)
-    for name, here in able.items():
-        console.print(f"{name:<18} {'can be measured here' if here else 'not on this machine as it is'}")

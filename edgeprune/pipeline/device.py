@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeprune.artifact import load_artifact
 from edgeprune.benchmark import bench
-from edgeprune.errors import MeasurementError, RunError
+from edgeprune.errors import ArtifactError, MeasurementError, RunError
 from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.pipeline.context import Context
@@ -150,6 +150,17 @@ def story_of(context: Context) -> dict[str, object]:
     return story
 
 
+def mobile_story(context: Context) -> dict[str, object]:
+    """What phones would take of the slim network, estimated; the reason why not where onnx is not."""
+    from edgeprune.mobile import LABEL, estimate_partitions
+
+    try:
+        estimates = estimate_partitions(context.run.file("slim.onnx"))
+    except (ModuleNotFoundError, ArtifactError) as reason:
+        return {f"NNAPI and CoreML, {LABEL}": f"not estimated: {str(reason).rstrip('.')}"}
+    return {f"{one.provider}, {LABEL}": one.text for one in estimates}
+
+
 def refit_story(done: dict[str, Any]) -> str:
     """One line on a refit."""
     errors, layers = done["errors"], done["layers"]
@@ -172,7 +183,7 @@ def write_reports(context: Context) -> dict[str, Any]:
         load_measurement(run.file("measurement.json")),
         verdicts_of(context),
         command=run.settings.command(str(run.path)),
-        extra=story_of(context),
+        extra=story_of(context) | mobile_story(context),
         classes=class_structure(run.facts("score").get("scheme_facts", {})),
     )
     write_text(run.file("report.md"), report_markdown(report))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.measurement import Measurement
 from edgeprune.metrics import METRICS, Estimate
+from edgeprune.placement import functional_only
 from edgeprune.statistics import CONFIDENCE
 from edgeprune.units import format_quantity
 from edgeprune.verdict import Verdict, format_margin, format_measured
@@ -36,6 +37,7 @@ _ROWS = (
     ("instructions", "instructions_ratio"),
     ("parity_error", ""),
     ("cpu_nodes", ""),
+    ("partitions", ""),
 )
 _ALWAYS = ("params", "macs", "size", "accuracy", "latency_p50", "latency_p95", "load_time", "peak_memory")
 
@@ -270,7 +272,8 @@ def _memory_phases(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
 def _unmeasured(measurement: Measurement) -> list[str]:
     missing: dict[str | None, list[str]] = {}
     for name in _ALWAYS:
-        if measurement.value(name) is None:
+        # What is out of reach a note says once.
+        if measurement.value(name) is None and not measurement.is_out_of_reach(name):
             missing.setdefault(measurement.why_unmeasured(name), []).append(METRICS[name].text)
     return [f"Not measured: {', '.join(texts)}. {why}" for why, texts in missing.items()]
 
@@ -281,7 +284,10 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
     runs = sum(map(len, measurement.latency_samples_s))
     processes = f"in {len(measurement.latency_samples_s)} fresh processes"
     lines = []
-    if not runs:
+    timeless = functional_only(placement)
+    if timeless:
+        lines.append(f"Functional only, neither time nor memory: {timeless}.")
+    elif not runs:
         pass
     elif dense:
         lines.append(
@@ -308,6 +314,7 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
         }
         source = placement.get("source", NONE)
         lines.append(f"Nodes by provider: {nodes}, from {proof.get(source, source)}.")
+    lines += share_of_macs(placement)
     if placement["left_to_cpu"]:
         nodes = ", ".join(
             f"{node.get('name') or '?'} ({node['op_type']})" for node in placement["left_to_cpu"]
@@ -334,6 +341,20 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
 def _counts(name: str, network: Measurement) -> str:
     counts = ", ".join(format_quantity(count, "count") for count in network.instructions["repeats"])
     return f"Instructions, {name}, by process: {counts}."
+
+
+def share_of_macs(placement: Mapping[str, Any]) -> list[str]:
+    """One line on who does the arithmetic, or why that is not known."""
+    shares = placement.get("macs_share")
+    if shares:
+        largest_first = sorted(shares.items(), key=lambda item: -item[1])
+        return [
+            "Multiply-adds by provider: "
+            + ", ".join(f"{name} {format_quantity(share, 'fraction')}" for name, share in largest_first)
+            + "."
+        ]
+    why = placement.get("macs_share_why")
+    return [f"Multiply-adds by provider: not known. {why}"] if why else []
 
 
 def _facts(facts: Mapping[str, object]) -> Table:

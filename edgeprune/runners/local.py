@@ -28,6 +28,8 @@ PROBLEMS = {
     "latency": "could not measure latency",
     "memory": "could not measure memory",
     "instructions": "could not count instructions",
+    "probe": "could not start the provider",
+    "providers": "could not list the providers",
 }
 # Provider -> where it comes from, to follow "X comes with ...".
 PACKAGES = {
@@ -36,13 +38,17 @@ PACKAGES = {
     "TensorrtExecutionProvider": "onnxruntime-gpu from pip, TensorRT, and an NVIDIA GPU with its driver",
     "XnnpackExecutionProvider": "Debian's python3-onnxruntime (trixie or later), or an Android build",
     "DnnlExecutionProvider": "Debian's python3-onnxruntime (trixie or later)",
-    "QNNExecutionProvider": "onnxruntime-qnn from pip (below 2: plug-ins are not in this version)",
+    "QNNExecutionProvider": "onnxruntime-qnn and onnxruntime>=1.24 from pip",
     "OpenVINOExecutionProvider": "onnxruntime-openvino from pip",
     "CoreMLExecutionProvider": "onnxruntime from pip on macOS, or an iOS build",
     "NnapiExecutionProvider": "an Android build of onnxruntime (legacy: Android 15 deprecates NNAPI)",
     "DmlExecutionProvider": "onnxruntime-directml from pip on Windows",
     "MIGraphXExecutionProvider": "onnxruntime-migraphx from pip, and an AMD GPU",
-    "WebGpuExecutionProvider": "onnxruntime-ep-webgpu from pip (plug-ins are not in this version)",
+    "WebGpuExecutionProvider": "onnxruntime-ep-webgpu and onnxruntime>=1.24 from pip, and a GPU with Vulkan",
+}
+# Provider -> a crash of it that is known, with its way round.
+KNOWN_CRASHES = {
+    "XnnpackExecutionProvider": "Known of onnxruntime 1.21: XNNPACK crashes on a Gemm without a bias.",
 }
 
 
@@ -74,6 +80,7 @@ def worker_job(runtime: Runtime, job: str, models: Sequence[str], options: dict[
         "provider": runtime.provider,
         "provider_options": dict(runtime.provider_options),
         "threads": runtime.threads,
+        "strict": runtime.strict,
         "input": list(runtime.input) if runtime.input else None,
         "inputs": {name: list(shape) for name, shape in runtime.inputs.items()},
         "dims": dict(runtime.dims),
@@ -159,7 +166,9 @@ def run_worker(
                 value=f"one that crashes onnxruntime (signal {number}, {signal.strsignal(number)})",
                 hint="Only the worker's own process ended. Export the file again, or try another version.",
             )
-        _raise_no_answer(problem, command[0], process.returncode, stderr)
+        _raise_no_answer(
+            problem, command[0], process.returncode, stderr, KNOWN_CRASHES.get(runtime.provider, "")
+        )
     if "error" in answer:
         _raise_fault(problem, command[0], answer["error"], runtime)
     return answer
@@ -195,15 +204,18 @@ def _last_json(stdout: str) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _raise_no_answer(problem: str, python: str, status: int, stderr: str) -> NoReturn:
-    lines = stderr.strip().splitlines()
+def _raise_no_answer(problem: str, python: str, status: int, stderr: str, known: str) -> NoReturn:
+    # Debian's build writes hundreds of lines on schemas that it registers twice.
+    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith("Schema error")]
     last = f": {lines[-1][:200]}" if lines else ""
     number = _signal(status)
     if number == 9:
         value, hint = "killed by signal 9", "The machine most likely ran out of memory."
     elif number > 0:
         value = f"killed by signal {number} ({signal.strsignal(number)}){last}"
-        hint = "onnxruntime or the provider crashed: try another version, or the CPU provider."
+        hint = (
+            f"onnxruntime or the provider crashed: try another version, or the CPU provider. {known}".rstrip()
+        )
     else:
         value = f"'{python}', which ended with exit status {status} and no answer{last}"
         hint = "It must be Python 3.10 or later with numpy and onnxruntime."
@@ -217,9 +229,9 @@ def _raise_fault(problem: str, python: str, fault: dict[str, Any], runtime: Runt
         raise ArtifactError(RUN_PROBLEM, where=fault["model"], value=message, hint=hint)
     if kind == "provider":
         source = PACKAGES.get(runtime.provider, "a build of onnxruntime for that device")
-        hint = (
+        come_by = (
             f"{runtime.provider} comes with {source}; name its interpreter as runtime.python in the target."
         )
-        raise MeasurementError(problem, where=runtime.provider, value=message, hint=hint)
+        raise MeasurementError(problem, where=runtime.provider, value=message, hint=hint or come_by)
     where = python if kind == "environment" else "the worker"
     raise MeasurementError(problem, where=where, value=message, hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -13,7 +14,7 @@ from .environment import check_environment, environment
 from .instructions import instructions
 from .latency import latency
 from .memory import memory
-from .placement import placement
+from .placement import placement, probe, providers
 
 JOBS = {
     "environment": environment,
@@ -21,6 +22,8 @@ JOBS = {
     "latency": latency,
     "memory": memory,
     "placement": placement,
+    "probe": probe,
+    "providers": providers,
 }
 
 
@@ -45,6 +48,9 @@ def main() -> None:
         available = 1024 * int(first_match("/proc/meminfo", r"MemAvailable:\s*(\d+) kB"))
         resource.setrlimit(resource.RLIMIT_DATA, (available, resource.RLIM_INFINITY))
         Path("/proc/self/oom_score_adj").write_text("1000")
-    result, status = answer(json.load(sys.stdin))
-    print("\n" + json.dumps(result), flush=True)
+    # What native libraries print, some of it as they are unloaded, must not follow the answer.
+    with open(os.dup(1), "w", encoding="utf-8") as stdout:  # noqa: PTH123 - a descriptor, no path
+        os.dup2(2, 1)
+        result, status = answer(json.load(sys.stdin))
+        stdout.write("\n" + json.dumps(result) + "\n")
     sys.exit(status)

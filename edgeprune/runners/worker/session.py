@@ -5,10 +5,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
+import warnings
 from typing import Any
 
 from .common import CPU, XNNPACK, Fault, Job, as_text, memory_bytes, np, ort, plain
+from .providers import QNN, check_started, providers_for, refuse_to_time
 
+# Provider -> what helps if it refuses a model that the CPU can load.
+REFUSALS = {
+    QNN: "The Hexagon wants a quantized network (QDQ) of fixed shape; fp16 needs options of its own.",
+}
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = {f"tensor({name})": name for name in (*INTEGERS, "float16", "bool")}
 DTYPES |= {"tensor(float)": "float32", "tensor(double)": "float64"}
@@ -34,26 +40,35 @@ def session_options(job: Job) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     if threads > 1:
         options.add_session_config_entry("session.dynamic_block_base", "4")
+    if job.get("strict"):
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
-def open_session(job: Job, model: str, options: Any) -> Any:
+def open_session(job: Job, model: str | bytes, options: Any) -> Any:
     """Load a model on the provider of the job, never on another in its place."""
-    provider, available = job["provider"], ort.get_available_providers()
-    if provider not in available:
-        message = f"absent from onnxruntime {ort.__version__}, which has {', '.join(available)}"
-        raise Fault("provider", message)
-    settings = {"intra_op_num_threads": str(job["threads"])} if provider == XNNPACK else {}
-    settings.update(job.get("provider_options") or {})
+    refuse_to_time(job)
+    provider = job["provider"]
+    providers, devices, settings = providers_for(job)
     try:
-        return ort.InferenceSession(model, options, providers=[(provider, settings)], enable_fallback=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # all that is said when a provider is dropped
+            if devices:
+                options.add_provider_for_devices(devices, settings)
+                session = ort.InferenceSession(model, options, enable_fallback=0)
+            else:
+                session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as reason:
         fault = Fault("model", f"not a model that onnxruntime {ort.__version__} can load ({plain(reason)})")
         if provider != CPU:
             with contextlib.suppress(Exception):
                 ort.InferenceSession(model, providers=[CPU])
-                fault = Fault("provider", f"unable to load {model}, which the CPU can ({plain(reason)})")
+                name = "the trivial model" if isinstance(model, bytes) else model
+                message = f"unable to load {name}, which the CPU can ({plain(reason)})"
+                fault = Fault("provider", message, REFUSALS.get(provider, ""))
         raise fault from None
+    check_started(job, session)
+    return session
 
 
 def run_once(job: Job, session: Any, feed: dict[str, Any]) -> list[Any]:
