@@ -10,11 +10,12 @@ from statistics import median
 from typing import Any
 
 from edgeprune.artifact import Artifact, load_artifact
-from edgeprune.errors import ArtifactError, MeasurementError, UsageError
+from edgeprune.errors import ArtifactError, UsageError
 from edgeprune.files import read_json
 from edgeprune.measurement_format import MEASUREMENT_FORMAT, MEMORY_FIGURES, format_fault
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.noise import latency_notes, machine_notes, memory_notes, placement_notes
+from edgeprune.precision import fp32_accuracy, precision_notes
 from edgeprune.runners import Runner, runner_for
 from edgeprune.statistics import (
     MIN_SAMPLES,
@@ -112,6 +113,9 @@ class Measurement:
             names = " and ".join(side.artifact.path.name for side in lacking)
             text = fact.replace("_", " ")
             return f"No sidecar tells the {text} of {names}: `edgeprune export` writes one."
+        if metric == "accuracy_drop":
+            name = sides[-1].artifact.path.name
+            return f"Nothing tells the accuracy of the float32 file that {name} was made of."
         return "It is 0 for the dense network."
 
     def to_json(self) -> dict[str, Any]:
@@ -203,15 +207,8 @@ def bench(
             raise UsageError(
                 "could not plan the measurement", where=name, value=count, expected=f">= {least}"
             )
-    if target.runtime.precision != "fp32":
-        raise MeasurementError(
-            "could not measure in this precision",
-            where="runtime.precision",
-            value=f"'{target.runtime.precision}'",
-            expected="'fp32'",
-            hint="This version runs the ONNX file as it is and converts nothing.",
-        )
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
+    about_precision = precision_notes(artifacts, target.runtime)
     paths = [one.path for one in artifacts]
     runner = runner_for(target.runtime)
     progress = _Steps(1 + len(paths) * (1 + MEMORY_REPEATS) + processes, on_progress)
@@ -242,7 +239,7 @@ def bench(
         )
         for one, placement, memory, timing in zip(artifacts, placements, memories, timings, strict=True)
     ]
-    notes = machine_notes(environment, target.runtime)
+    notes = about_precision + machine_notes(environment, target.runtime)
     for one in measurements:
         name = one.artifact.path.name
         notes += latency_notes(name, one.latency_samples_s)
@@ -341,8 +338,9 @@ def _accuracy(one: Measurement) -> float | None:
 
 
 def _accuracy_drop(one: Measurement) -> float | None:
+    """Against the dense network in float32, so that it holds what the precision costs too."""
     assert one.baseline is not None
-    slim, dense = _accuracy(one), _accuracy(one.baseline)
+    slim, dense = _accuracy(one), fp32_accuracy(one.baseline.artifact).get("test")
     return None if slim is None or dense is None else dense - slim
 
 

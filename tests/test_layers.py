@@ -14,13 +14,15 @@ PACKAGE = Path(edgeprune.__file__).parent
 
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
-    "errors", "files", "units", "metrics", "target", "artifact", "statistics", "runners", "noise",
-    "measurement_format", "measurement", "verdict", "report",
+    "errors", "files", "units", "metrics", "target", "artifact", "statistics", "precision", "runners",
+    "noise", "measurement_format", "measurement", "verdict", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
-    "surgery", "parity", "onnx_export", "selection", "training", "calibration", "slabs", "gram", "moments",
+    "surgery", "parity", "onnx_export",
+    "quantization", "half_floats", "variants", "ort_format",
+    "selection", "training", "calibration", "slabs", "gram", "moments",
     "flow", "refitting", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
