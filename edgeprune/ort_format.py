@@ -29,7 +29,10 @@ def to_ort_format(
 
     For the CPU the graph is optimized once and for all; for another provider only as far as it still finds
     the operators that it takes. So is an fp16 network: a processor without half-precision kernels would make
-    it float32 again while it optimizes. The same file and version give the same bytes.
+    it float32 again while it optimizes.
+
+    onnxruntime writes some tables in an order that differs from time to time: two ORT files of one ONNX file
+    have the same size, not the same bytes. The sidecar names the ONNX file's hash.
 
     Args:
         artifact: The ONNX file, of any precision.

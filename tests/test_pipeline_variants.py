@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.conftest import RUN, TARGET, edgeprune, run
 
 from edgeprune.artifact import load_artifact
 from edgeprune.precision import precision_of
+from tests.conftest import RUN, TARGET, edgeprune, run
 
 
 def wanting(folder: Path, name: str, precision: str, provider: str = "CPUExecutionProvider") -> Path:
@@ -45,7 +45,7 @@ def test_a_run_in_int8_and_then_in_fp16(workplace: Path) -> None:
     wanting(workplace, "int8.toml", "int8")
     wanting(workplace, "fp16.toml", "fp16")
     words = ["run", *RUN, "--target", "int8.toml", "--ort-format", "--out", "r", "--json"]
-    first = edgeprune(*words, cwd=workplace, PYTHONPATH=str(workplace))
+    first = edgeprune(*words, cwd=workplace)
     assert first.returncode in (0, 1, 3), first.stderr
     folder, told = workplace / "r", json.loads(first.stdout)
     facts = told["stages"]["convert"]
@@ -64,7 +64,7 @@ def test_a_run_in_int8_and_then_in_fp16(workplace: Path) -> None:
     assert "slim in fp32 (onnxruntime)" in report
     assert "slim in int8 (onnxruntime)" in report
 
-    again = edgeprune(*words, cwd=workplace, PYTHONPATH=str(workplace))
+    again = edgeprune(*words, cwd=workplace)
     assert again.stderr.count("skipped") == 12
     other = edgeprune(
         "export",
@@ -74,7 +74,6 @@ def test_a_run_in_int8_and_then_in_fp16(workplace: Path) -> None:
         "--out",
         "r",
         cwd=workplace,
-        PYTHONPATH=str(workplace),
     )
     assert other.returncode == 0, other.stderr
     assert "slim.fp16.onnx" in other.stdout

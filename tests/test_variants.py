@@ -350,12 +350,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_variants import CPU, QNN, XNNPACK, convert, data_of, network
-from edgeprune.ort_format import to_ort_format
 folder = Path(sys.argv[2])
 source = network(folder / "net.onnx")
 for precision, provider in (("fp16", QNN), ("int8", CPU), ("int8", XNNPACK), ("int8", QNN)):
     made = convert(source, folder / "x.onnx", precision=precision, provider=provider, data=data_of())
-    print(made.sha256, to_ort_format(made, folder / "x.ort", provider=provider).sha256)
+    print(made.sha256)
 """
 
 
@@ -371,7 +370,7 @@ def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
         )  # fmt: skip
         found.append(child.stdout)
     assert found[0] == found[1]
-    assert len(set(found[0].split())) == 8
+    assert len(set(found[0].split())) == 4
 
 
 # --- ORT format ---------------------------------------------------------------------------------------------
