@@ -94,6 +94,9 @@ def precision_notes(artifacts: Sequence[Artifact], runtime: Runtime) -> list[str
         if precision != found[0]:
             text = f"{one.path.name} is {precision}, {artifacts[0].path.name} {found[0]}"
             notes.append(f"{text}: the ratios compare the precisions too.")
+        if note_of(one) and "test" in fp32_accuracy(one):
+            share = f"{fp32_accuracy(one)['test'] * 100:.2f} %"
+            notes.append(f"accuracy_drop is against {one.path.name} before it became {precision}: {share}.")
     return notes
 
 

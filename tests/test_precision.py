@@ -101,3 +101,6 @@ def test_what_is_worth_knowing(tmp_path: Path) -> None:
     told, mixed = precision_notes([halves, floats], Runtime())
     assert told == "b.onnx is fp16, and was run as it is; the target says fp32."
     assert mixed == "a.onnx is fp32, b.onnx fp16: the ratios compare the precisions too."
+    halves.provenance["precision"] = {"name": "fp16", "source": {"accuracy": {"test": 0.9}}}
+    (against,) = precision_notes([halves, halves], Runtime(precision="fp16"))
+    assert against == "accuracy_drop is against b.onnx before it became fp16: 90.00 %."
