@@ -5,105 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from torch import Tensor, nn
 
-from edgeprune import variants
-from edgeprune.artifact import Artifact, load_artifact
-from edgeprune.data import Data, Normalization
+from edgeprune.artifact import load_artifact
 from edgeprune.errors import ArtifactError, DataError, ExportError, UsageError
 from edgeprune.onnx_export import export
-from edgeprune.ort_format import to_ort_format
 from edgeprune.precision import precision_of
 from edgeprune.variants import INT8, convert
+from tests.onnx_networks import data_of, network, outputs
 
 CPU, XNNPACK, QNN = "CPUExecutionProvider", "XnnpackExecutionProvider", "QNNExecutionProvider"
-
-
-@dataclass
-class Images:
-    """Random images in batches of 8."""
-
-    samples: int
-    shape: tuple[int, ...] = (3, 8, 8)
-
-    def __iter__(self) -> Any:
-        generator = torch.Generator().manual_seed(self.samples)
-        for start in range(0, self.samples, 8):
-            count = min(8, self.samples - start)
-            images = torch.randn(count, *self.shape, generator=generator)
-            yield images, (images[:, 0].mean((1, 2)) > 0).long()
-
-    def __len__(self) -> int:
-        return -(-self.samples // 8)
-
-    def set_epoch(self, epoch: int) -> None:
-        pass
-
-
-def data_of(calib: int = 20, shape: tuple[int, ...] = (3, 8, 8)) -> Data:
-    loaders = [Images(count, shape) for count in (8, 30, 40, calib)]
-    return Data(
-        "random", *loaders, torch.zeros(1, *shape), tuple("0123456789"), Normalization(), "ab"  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def network(
-    path: Path, *, batch: int | str = 1, scale: float = 1.0, tiny: float = 1.0, last: float = 0.3
-) -> Artifact:
-    """Convolutions (plain, grouped, depthwise), residual, pooling, Gemm. ``tiny`` scales one channel."""
-    rng = np.random.default_rng(0)
-
-    def weight(name: str, *shape: int, by: float = 0.3) -> None:
-        weights[name] = by * rng.standard_normal(shape, dtype=np.float32)
-
-    weights: dict[str, Any] = {}
-    weight("w0", 8, 3, 3, 3)
-    weight("b0", 8)
-    weight("w1", 8, 4, 3, 3)
-    weight("w2", 8, 1, 3, 3)
-    weight("w3", 8, 8, 1, 1)
-    weight("w4", 10, 8, by=last)
-    weight("b4", 10)
-    weights["w0"] *= scale
-    weights["w1"][0] *= tiny
-    conv = {"pads": [1] * 4, "kernel_shape": [3, 3]}
-    nodes = [
-        helper.make_node("Conv", ["input", "w0", "b0"], ["c0"], name="c0", **conv),
-        helper.make_node("Relu", ["c0"], ["r0"], name="r0"),
-        helper.make_node("Conv", ["r0", "w1"], ["c1"], name="c1", group=2, **conv),
-        helper.make_node("Relu", ["c1"], ["r1"], name="r1"),
-        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="c2", group=8, **conv),
-        helper.make_node("Conv", ["c2", "w3"], ["c3"], name="c3", kernel_shape=[1, 1]),
-        helper.make_node("Add", ["c3", "r0"], ["a"], name="a"),
-        helper.make_node("GlobalAveragePool", ["a"], ["p"], name="p"),
-        helper.make_node("Flatten", ["p"], ["f"], name="f"),
-        helper.make_node("Gemm", ["f", "w4", "b4"], ["output"], name="g", transB=1),
-    ]
-    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, 8, 8])]
-    outputs = [helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, 10])]
-    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return load_artifact(path)
-
-
-def outputs(path: Path, images: Tensor) -> Any:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"input": image[None].numpy()})[0] for image in images])
-
-
-def operators(path: Path) -> set[str]:
-    return {node.op_type for node in onnx.load(path).graph.node}
 
 
 # --- both precisions ----------------------------------------------------------------------------------------
@@ -349,8 +268,10 @@ SAME_BYTES = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_variants import CPU, QNN, XNNPACK, convert, data_of, network
+from edgeprune.variants import convert
+from onnx_networks import data_of, network
 folder = Path(sys.argv[2])
+CPU, XNNPACK, QNN = (f"{name}ExecutionProvider" for name in ("CPU", "Xnnpack", "QNN"))
 source = network(folder / "net.onnx")
 for precision, provider in (("fp16", QNN), ("int8", CPU), ("int8", XNNPACK), ("int8", QNN)):
     made = convert(source, folder / "x.onnx", precision=precision, provider=provider, data=data_of())
@@ -371,40 +292,3 @@ def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
         found.append(child.stdout)
     assert found[0] == found[1]
     assert len(set(found[0].split())) == 4
-
-
-# --- ORT format ---------------------------------------------------------------------------------------------
-
-
-def test_ort_file_needs_its_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"path is net.onnx, expected a name that ends in .ort"):
-        to_ort_format(network(tmp_path / "net.onnx"), tmp_path / "net.onnx")
-
-
-def test_ort_file_of_a_broken_network(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"nothing that onnx knows")
-    with pytest.raises(ExportError, match=r"onnxruntime cannot convert broken.onnx"):
-        to_ort_format(broken, tmp_path / "x.ort")
-
-
-def test_ort_file(tmp_path: Path) -> None:
-    source, data = replace(network(tmp_path / "net.onnx"), macs=9, accuracy={"test": 2.0}), data_of()
-    made = to_ort_format(source, tmp_path / "net.ort", data=data)
-    assert made.path.read_bytes()[4:8] == b"ORTM"
-    assert load_artifact(made.path) == made
-    assert made.macs == 9
-    assert 0 <= made.accuracy["test"] <= 1
-    images, _ = next(iter(data.test))
-    np.testing.assert_allclose(outputs(made.path, images), outputs(source.path, images), atol=1e-5)
-    assert to_ort_format(source, tmp_path / "b.ort").accuracy == {}
-
-
-@pytest.mark.slow
-def test_a_half_precision_ort_file_keeps_its_halves(tmp_path: Path) -> None:
-    source = network(tmp_path / "net.onnx")
-    half = convert(source, tmp_path / "half.onnx", precision="fp16")
-    made = to_ort_format(half, tmp_path / "half.ort")
-    assert made.provenance["ort_format"]["style"] == "runtime"
-    assert precision_of(made) == "fp16"
-    assert variants.TOLERANCES["fp16"] < variants.TOLERANCES["int8"]
