@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgeprune.metrics import Estimate
     from edgeprune.models import load_model
     from edgeprune.onnx_export import export
+    from edgeprune.ort_format import to_ort_format
     from edgeprune.plan import Plan
     from edgeprune.refitting import Refit, refit
     from edgeprune.schemes import Scores
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgeprune.surgery import load_slim, save_slim, slim
     from edgeprune.target import Budget, Target, list_targets, load_target
     from edgeprune.training import evaluate, predict, train
+    from edgeprune.variants import convert
     from edgeprune.verdict import Verdict, exit_code, gate
 
 _HOME = {
@@ -44,6 +46,7 @@ _HOME = {
     "metrics": ("Estimate",),
     "models": ("load_model",),
     "onnx_export": ("export",),
+    "ort_format": ("to_ort_format",),
     "plan": ("Plan",),
     "refitting": ("Refit", "refit"),
     "schemes": ("Scores", "schemes"),
@@ -51,6 +54,7 @@ _HOME = {
     "surgery": ("load_slim", "save_slim", "slim"),
     "target": ("Budget", "Target", "list_targets", "load_target"),
     "training": ("evaluate", "predict", "train"),
+    "variants": ("convert",),
     "verdict": ("Verdict", "exit_code", "gate"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -72,6 +76,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "bench",
+    "convert",
     "count_macs",
     "count_params",
     "evaluate",
@@ -92,6 +97,7 @@ __all__ = [
     "save_slim",
     "schemes",
     "slim",
+    "to_ort_format",
     "train",
 ]
 

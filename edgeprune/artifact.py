@@ -26,7 +26,8 @@ class Artifact:
         input_shape: (N, C, H, W) of the first input; a dynamic dimension is -1.
         macs: Multiply-adds of one inference at batch 1.
         params: Number of weights and biases of the torch network.
-        parity_error: Largest |onnx - torch| / max |torch| over the checked inputs.
+        parity_error: Largest |onnx - torch| / max |torch| over the checked inputs; of a file in another
+            precision, against the float32 file that it was made of.
         accuracy: Top-1 in 0..1 by onnxruntime on this file, per split, e.g. ``{"val": 0.93, "test": 0.92}``.
         provenance: Model source, data identity, scheme, plan hash, normalization, versions, opset ...
     """

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from edgeprune.artifact import Artifact, load_artifact
-from edgeprune.errors import ArtifactError, MeasurementError, UsageError
+from edgeprune.errors import ArtifactError, UsageError
 from edgeprune.instructions import count_instructions, instruction_notes, planned_launches
 from edgeprune.measurement import Measurement
 from edgeprune.measurement_format import MEMORY_FIGURES
@@ -25,6 +25,7 @@ from edgeprune.noise import (
     width_notes,
 )
 from edgeprune.placement import functional_only, with_share_of_macs
+from edgeprune.precision import precision_notes
 from edgeprune.runners import Runner, runner_for
 from edgeprune.statistics import MIN_PROCESSES, MIN_SAMPLES, is_narrow, percentile_estimate, ratio_estimate
 from edgeprune.target import Runtime, Target
@@ -83,16 +84,9 @@ def bench(
     """
     started = time.monotonic()
     check_options(processes=processes, runs=runs, budget_seconds=budget_seconds)
-    if target.runtime.precision != "fp32":
-        raise MeasurementError(
-            "could not measure in this precision",
-            where="runtime.precision",
-            value=f"'{target.runtime.precision}'",
-            expected="'fp32'",
-            hint="This version runs the ONNX file as it is and converts nothing.",
-        )
     launches = planned_launches(target, instructions)
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
+    about_precision = precision_notes(artifacts, target.runtime)
     paths = [one.path for one in artifacts]
     runner = runner_for(target.runtime)
     rounds = processes if latency else 0
@@ -140,7 +134,9 @@ def bench(
             artifacts, placements, memories, timing.answers, counts, strict=True
         )
     ]
-    notes = [f"Neither latency nor memory was measured: {simulated}."] if simulated else []
+    notes = about_precision + (
+        [f"Neither latency nor memory was measured: {simulated}."] if simulated else []
+    )
     if rounds:
         notes += machine_notes(environment, target.runtime) + disturbance_notes(environment)
         notes += width_notes(timing.estimate(), len(timing.machines), timing.stopped, budget_seconds)

@@ -14,6 +14,7 @@ from edgeprune.instructions import NOT_COUNTED
 from edgeprune.measurement_format import MEASUREMENT_FORMAT, format_fault
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.placement import functional_only
+from edgeprune.precision import fp32_accuracy
 from edgeprune.statistics import median_estimate, min_samples, percentile_estimate, ratio_estimate
 
 
@@ -127,6 +128,9 @@ class Measurement:
             names = " and ".join(side.artifact.path.name for side in lacking)
             text = fact.replace("_", " ")
             return f"No sidecar tells the {text} of {names}: `edgeprune export` writes one."
+        if metric == "accuracy_drop":
+            name = sides[-1].artifact.path.name
+            return f"Nothing tells the accuracy of the float32 file that {name} was made of."
         return "It is 0 for the dense network."
 
     def to_json(self) -> dict[str, Any]:
@@ -202,8 +206,9 @@ def _accuracy(one: Measurement) -> float | None:
 
 
 def _accuracy_drop(one: Measurement) -> float | None:
+    """Against the dense network in float32, so that it holds what the precision costs too."""
     assert one.baseline is not None
-    slim, dense = _accuracy(one), _accuracy(one.baseline)
+    slim, dense = _accuracy(one), fp32_accuracy(one.baseline.artifact).get("test")
     return None if slim is None or dense is None else dense - slim
 
 

@@ -74,6 +74,14 @@ def _is_told(value: Any, figures: Sequence[str]) -> bool:
     return all(_is_number(value[name]) or (value["why"] and value[name] is None) for name in figures)
 
 
+def _is_variant(value: Any) -> bool:
+    """The note on what a file in another precision was made of: the accuracy lost is told from it."""
+    if not isinstance(value, dict) or not {"name", "provider", "source"} <= set(value):
+        return False
+    accuracy = value["source"].get("accuracy") if isinstance(value["source"], dict) else None
+    return isinstance(accuracy, dict) and all(map(_is_number, accuracy.values()))
+
+
 def _is_artifact(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) != {field.name for field in fields(Artifact)}:
         return False
@@ -83,6 +91,7 @@ def _is_artifact(value: Any) -> bool:
         _is_texts([value["path"], value["sha256"]])
         and isinstance(accuracy, dict)
         and isinstance(value["provenance"], dict)
+        and ("precision" not in value["provenance"] or _is_variant(value["provenance"]["precision"]))
         and (shape is None or isinstance(shape, list | tuple))
         and all(map(_is_number, [value["size_bytes"], *numbers, *accuracy.values(), *(shape or [])]))
     )

@@ -123,7 +123,7 @@ def export(
     images = real_images(data.val) if data is not None else []
 
     def checked(candidate: onnx.ModelProto) -> Parity:
-        file = OnnxNetwork(_serialized(candidate), batch)
+        file = OnnxNetwork(serialized(candidate), batch)
         return _close_enough(compare(network, file, checks, images), tolerance)
 
     simple, simplified = _simplified(graph)
@@ -145,10 +145,10 @@ def export(
         macs=count_macs(network, inputs),
         params=count_params(network),
         parity_error=parity.error,
-        accuracy=accuracies(OnnxNetwork(_serialized(graph), batch or 1), data) if data is not None else {},
+        accuracy=accuracies(OnnxNetwork(serialized(graph), batch or 1), data) if data is not None else {},
         provenance={
             **(provenance or {}),
-            **_data_facts(data),
+            **data_facts(data),
             "opset": opset,
             "dynamic_batch": dynamic_batch,
             "simplified": simplified,
@@ -162,9 +162,9 @@ def export(
             "versions": {"edgeprune": __version__, **{package: version(package) for package in PACKAGES}},
         },
     )
-    payload = _with_facts(graph, facts)
+    payload = with_facts(graph, facts)
     artifact = replace(facts, sha256=hashlib.sha256(payload).hexdigest(), size_bytes=len(payload))
-    _write(artifact, payload)
+    write_artifact(artifact, payload)
     return artifact
 
 
@@ -220,7 +220,7 @@ def _output_names(network: nn.Module, inputs: Inputs) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Swallow what torch's exporter prints, logs and warns: the file is judged by its outputs."""
     before = logging.root.manager.disable
     sink = io.StringIO()
@@ -244,7 +244,7 @@ def _converted(
         axis, given = {0: torch.export.Dim("batch")}, inspect.signature(network.forward).bind(*inputs)
         shapes = tree_map(lambda _: axis, dict(given.arguments))  # the names' own: *inputs is a tuple
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.onnx.export(
                 torch.export.export(network, inputs, dynamic_shapes=shapes, strict=False),
                 dynamo=True,
@@ -263,14 +263,14 @@ def _converted(
     written = [entry.version for entry in graph.opset_import if not entry.domain]
     if written != [opset]:
         raise ExportError(PROBLEM, where="opset", value=opset, expected=f"{written[0]}, which torch wrote")
-    _strip(graph)
+    strip_notes(graph)
     if dynamic_batch:
         _name_batch_axis(graph.graph)
     graph.producer_name, graph.producer_version = "edgeprune", __version__
     return graph
 
 
-def _strip(message: Any) -> None:
+def strip_notes(message: Any) -> None:
     """Remove notes in place, all the way down: they hold stack traces with this machine's paths."""
     for name in ("metadata_props", "doc_string"):
         if name in message.DESCRIPTOR.fields_by_name:
@@ -278,7 +278,7 @@ def _strip(message: Any) -> None:
     for field, value in message.ListFields():
         if field.message_type is not None:
             for item in [value] if hasattr(value, "DESCRIPTOR") else value:
-                _strip(item)
+                strip_notes(item)
 
 
 def _name_batch_axis(graph: onnx.GraphProto) -> None:
@@ -294,7 +294,7 @@ def _simplified(graph: onnx.ModelProto) -> tuple[onnx.ModelProto | None, bool | 
     """The graph after onnxsim and True, or None and the reason why there is none."""
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
-        before.write_bytes(_serialized(graph))
+        before.write_bytes(serialized(graph))
         # -P: a file called onnx.py in the working directory is not the onnx package.
         command = [sys.executable, "-P", "-c", SIMPLIFY, str(before), str(after)]
         try:
@@ -310,14 +310,14 @@ def _simplified(graph: onnx.ModelProto) -> tuple[onnx.ModelProto | None, bool | 
             return None, f"onnxsim failed: {lines[-1].replace(folder, '')}"
         try:
             simple = onnx.load(after)
-            _strip(simple)
+            strip_notes(simple)
             onnx.checker.check_model(simple, full_check=True)
         except Exception as error:
             return None, f"onnxsim wrote a file that onnx refuses ({first_line(error).replace(folder, '')})"
         return simple, True
 
 
-def _serialized(graph: onnx.ModelProto) -> bytes:
+def serialized(graph: onnx.ModelProto) -> bytes:
     """The bytes of the file, the same for the same graph."""
     size = graph.ByteSize()
     if size > MAX_BYTES:
@@ -354,7 +354,7 @@ def _refuse_unfolded(graph: onnx.ModelProto, simplified: bool | str) -> None:
             )
 
 
-def _data_facts(data: Data | None) -> dict[str, Any]:
+def data_facts(data: Data | None) -> dict[str, Any]:
     """Which data were used, without the folder that they lie in."""
     if data is None:
         return {}
@@ -364,7 +364,7 @@ def _data_facts(data: Data | None) -> dict[str, Any]:
     }
 
 
-def _with_facts(graph: onnx.ModelProto, facts: Artifact) -> bytes:
+def with_facts(graph: onnx.ModelProto, facts: Artifact) -> bytes:
     """The bytes of the file, with the sidecar's facts under the same names, as JSON, in its metadata."""
     values = asdict(facts)
     for of_the_file_itself in ("path", "sha256", "size_bytes"):
@@ -376,10 +376,10 @@ def _with_facts(graph: onnx.ModelProto, facts: Artifact) -> bytes:
     whole = onnx.ModelProto()
     whole.CopyFrom(graph)
     onnx.helper.set_model_props(whole, texts)
-    return _serialized(whole)
+    return serialized(whole)
 
 
-def _write(artifact: Artifact, payload: bytes) -> None:
+def write_artifact(artifact: Artifact, payload: bytes) -> None:
     """Put the file in its place, then its sidecar.
 
     The old sidecar goes first: a process killed in between leaves a file without facts, never one with the

@@ -77,6 +77,12 @@ class OnnxNetwork:
         self._names = [entry.name for entry in self._session.get_inputs()]
         self._batch = batch
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the file is made for; None if it takes any."""
+        size = self._session.get_inputs()[0].shape[0]
+        return size if isinstance(size, int) else None
+
     def __call__(self, inputs: Inputs) -> Arrays:
         """Outputs (N, ...) for inputs (N, ...)."""
         arrays = [tensor.numpy() for tensor in inputs]

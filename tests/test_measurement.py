@@ -438,12 +438,40 @@ def test_files_that_are_no_measurement(tmp_path: Path, text: str | None) -> None
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
-def test_precision_that_this_version_cannot_measure() -> None:
+def test_precision_that_nothing_tells() -> None:
     target = replace(TARGET, runtime=Runtime(precision="int8"))
-    with pytest.raises(
-        MeasurementError, match=r"runtime.precision is 'int8', expected 'fp32'\..*runs the ONNX file as it is"
-    ):
+    with pytest.raises(ArtifactError, match=r"slim.onnx is of a precision that nothing tells, expected int8"):
         bench(SLIM, target)
+
+
+def in_int8(one: Artifact, **source: float) -> Artifact:
+    noted = {"name": "int8", "provider": "CPUExecutionProvider", "source": {"accuracy": source}}
+    return replace(one, provenance={"precision": noted})
+
+
+@pytest.mark.usefixtures("device")
+def test_accuracy_lost_is_told_against_the_dense_network_in_fp32() -> None:
+    slim = replace(in_int8(SLIM, test=0.93), accuracy={"test": 0.9})
+    dense = replace(in_int8(DENSE, test=0.95), accuracy={"test": 0.91})
+    measured = bench(slim, TARGET, baseline=dense, processes=2)
+    assert measured.value("accuracy_drop") == pytest.approx(0.05)
+    assert measured.value("accuracy") == 0.9
+    assert Measurement.from_json(measured.to_json()).value("accuracy_drop") == pytest.approx(0.05)
+    unknown = bench(slim, TARGET, baseline=in_int8(DENSE), processes=2)
+    assert unknown.value("accuracy_drop") is None
+    why = unknown.why_unmeasured("accuracy_drop")
+    assert why == "Nothing tells the accuracy of the float32 file that dense.onnx was made of."
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(
+    "noted", ["int8", {}, {"name": "int8", "provider": "x", "source": {"accuracy": {"test": "0"}}}]
+)
+def test_a_note_on_the_precision_that_is_broken(noted: object) -> None:
+    content = bench(SLIM, TARGET, processes=2).to_json()
+    content["artifact"]["provenance"]["precision"] = noted
+    with pytest.raises(ArtifactError, match="wrong in 'artifact'"):
+        Measurement.from_json(content)
 
 
 @pytest.mark.parametrize(("option", "least"), [("processes", 2), ("runs", 1)])

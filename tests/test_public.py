@@ -14,6 +14,8 @@ import edgeprune as ep
 SURFACE = {
     "bench": "(artifact, target, *, baseline=None, processes=30, runs=70, budget_seconds=None, "
     "instructions=False, latency=True, on_progress=None)",
+    "convert": "(artifact, path, *, precision, provider='CPUExecutionProvider', data=None, images=512, "
+    "tolerance=None)",
     "count_macs": "(model, example)",
     "count_params": "(model)",
     "evaluate": "(model, loader)",
@@ -35,6 +37,7 @@ SURFACE = {
     "refit": "(model, dense, plan, data, *, images=300, places=256, seed=0)",
     "save_slim": "(model, plan, path, *, source=None)",
     "slim": "(model, plan, *, example=None)",
+    "to_ort_format": "(artifact, path, *, provider='CPUExecutionProvider', data=None)",
     "train": "(model, data, *, epochs, lr=0.1, momentum=0.9, weight_decay=0.0001, nesterov=False, "
     "schedule='cosine', teacher=None, seed=0, select='best', precision='fp32', after_step=None, "
     "penalty=None, sparsity=None, "

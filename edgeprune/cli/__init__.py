@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from edgeprune import __version__
+from edgeprune.cli.convert import convert
 from edgeprune.cli.doctor import doctor
 from edgeprune.cli.information import groups, targets
 from edgeprune.cli.stages import bench, export, finetune, gate, prune, report, run, train
@@ -33,7 +34,7 @@ def cli() -> None:
     """  # noqa: D301 (click's mark for text that is not to be re-wrapped)
 
 
-for command in (run, train, prune, finetune, export, bench, gate, report, groups, targets, doctor):
+for command in (run, train, prune, finetune, export, convert, bench, gate, report, groups, targets, doctor):
     cli.add_command(command)
 
 

@@ -121,6 +121,17 @@ EXPORT = [
     _option("--opset", type=int, text="ONNX opset.", default="18"),
     _option("--dynamic-batch/--no-dynamic-batch", text="Leave the batch size open.", default="no"),
     _option("--tolerance", type=float, text="Largest relative difference to torch.", default="1e-4"),
+    _option(
+        "--variant-tolerance",
+        type=float,
+        text="The same of the target's precision to fp32.",
+        default="fp16 0.02, int8 0.5",
+    ),
+    _option(
+        "--ort-format/--no-ort-format",
+        text="Write files in onnxruntime's own format too.",
+        default="no",
+    ),
 ]
 TARGET = [
     _option("--target", metavar="NAME", text="A shipped target's name or a .toml file.", default="local-cpu")
@@ -166,7 +177,7 @@ BY_COMMAND: dict[str, list[Any]] = {
     "train": [*MODEL, *DATA, EPOCHS, *TRAIN],
     "prune": [*DATA, EPOCHS, *PRUNE, *REFIT, *TARGET],
     "finetune": [*DATA, EPOCHS, *FINETUNE],
-    "export": [*DATA, *EXPORT],
+    "export": [*DATA, *EXPORT, *TARGET],
     "bench": [*TARGET, *BENCH],
     "gate": [*TARGET, *BENCH],
     "report": [*TARGET],

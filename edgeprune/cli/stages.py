@@ -91,6 +91,11 @@ def tell_facts(run: RunFolder, commands: tuple[str, ...]) -> None:
         if name == "export":
             for which in ("dense", "slim"):
                 parts.append(f"{which}.onnx {facts[which]['size_bytes']:,} bytes")
+        if name == "convert" and facts:
+            for which in ("dense", "slim"):
+                size, accuracy = facts[which]["size_bytes"], facts[which]["accuracy"].get("test")
+                tested = "" if accuracy is None else f" (test {accuracy * 100:.2f} %)"
+                parts.append(f"{which}.{facts['precision']}.onnx {size:,} bytes{tested}")
         if parts:
             click.echo(f"{name}: {', '.join(parts)}")
     click.echo(f"files: {run.path}")
@@ -148,7 +153,9 @@ train = stage_command(
 prune = stage_command("prune", ("prune",), "Score the channels, choose what goes, and cut it out.")
 finetune = stage_command("finetune", ("finetune",), "Train the slim network on; the best epoch stays.")
 export = stage_command(
-    "export", ("export",), "Write the dense and the slim ONNX file, checked against torch."
+    "export",
+    ("export",),
+    "Write the dense and the slim ONNX file, checked against torch, and both in the precision of the target.",
 )
 
 

@@ -13,6 +13,7 @@ from edgeprune.errors import ArtifactError, MeasurementError, RunError
 from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.pipeline.context import Context
+from edgeprune.pipeline.stages import variant_of
 from edgeprune.report import class_structure, junit_xml, make_report, report_html, report_markdown
 from edgeprune.target import Target
 from edgeprune.verdict import Verdict, gate, verdicts_from_json, verdicts_to_json
@@ -42,7 +43,7 @@ def identity_of_target(context: Context) -> Any:
 def identity_of_report(context: Context) -> Any:
     """The target, and the facts of the stages before."""
     run = context.run
-    stages = ("train", "score", "plan", "slim", "refit", "finetune", "export")
+    stages = ("train", "score", "plan", "slim", "refit", "finetune", "export", "convert")
     return [context.target.sha256, run.settings.to_json(), {name: run.facts(name) for name in stages}]
 
 
@@ -52,12 +53,12 @@ def runtime_hash(target: Target) -> str:
 
 
 def bench_both(context: Context) -> dict[str, Any]:
-    """Measure the slim network beside the dense one."""
-    run = context.run
+    """Measure the slim network beside the dense one, both in the target's precision."""
+    run, variant = context.run, variant_of(context)
     measurement = bench(
-        load_artifact(run.file("slim.onnx")),
+        load_artifact(run.file(f"slim{variant}.onnx")),
         context.target,
-        baseline=load_artifact(run.file("dense.onnx")),
+        baseline=load_artifact(run.file(f"dense{variant}.onnx")),
         processes=run.settings.processes,
         budget_seconds=run.settings.budget_seconds,
         instructions=run.settings.instructions,
@@ -141,6 +142,9 @@ def story_of(context: Context) -> dict[str, object]:
             story[f"accuracy {text} (torch)"] = (
                 f"validation {facts['val_accuracy'] * 100:.2f} %, test {facts['test_accuracy'] * 100:.2f} %"
             )
+    converted = run.facts("convert")
+    if converted and converted["precision"] == context.target.runtime.precision:
+        story |= precision_story(run.facts("export"), converted)
     if refit:
         story["refit"] = refit_story(refit["refit"])
     if slim:
@@ -159,6 +163,20 @@ def mobile_story(context: Context) -> dict[str, object]:
     except (ModuleNotFoundError, ArtifactError) as reason:
         return {f"NNAPI and CoreML, {LABEL}": f"not estimated: {str(reason).rstrip('.')}"}
     return {f"{one.provider}, {LABEL}": one.text for one in estimates}
+
+
+def precision_story(exported: dict[str, Any], converted: dict[str, Any]) -> dict[str, object]:
+    """Both networks' files in both precisions."""
+    story: dict[str, object] = {}
+    for name in ("dense", "slim"):
+        before, after = exported[name], converted[name]
+        for precision, facts in (("fp32", before), (converted["precision"], after)):
+            tests = (f"{part} {facts['accuracy'][part] * 100:.2f} %" for part in facts["accuracy"])
+            error = f"parity error {facts['parity_error']:.2g}"
+            story[f"{name} in {precision} (onnxruntime)"] = ", ".join(
+                [*tests, f"{facts['size_bytes']:,} bytes", error]
+            )
+    return story
 
 
 def refit_story(done: dict[str, Any]) -> str:

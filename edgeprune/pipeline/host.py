@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgeprune.artifact import Artifact
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data, load_data
 from edgeprune.errors import InexactWarning, ModelError, PlanError, RunError, UsageError
@@ -329,12 +330,11 @@ def export_both(context: Context) -> dict[str, Any]:
             data.example, run.file(f"{name}.onnx"), data=data, dynamic_batch=settings.dynamic_batch,
             opset=settings.opset, tolerance=settings.tolerance, provenance=provenance,
         )  # fmt: skip
-        facts[name] = {
-            "sha256": artifact.sha256,
-            "size_bytes": artifact.size_bytes,
-            "macs": artifact.macs,
-            "params": artifact.params,
-            "parity_error": artifact.parity_error,
-            "accuracy": artifact.accuracy,
-        }
+        facts[name] = facts_of(artifact)
     return facts
+
+
+def facts_of(artifact: Artifact) -> dict[str, Any]:
+    """What a run notes of a file that it has written."""
+    names = ("sha256", "size_bytes", "macs", "params", "parity_error", "accuracy")
+    return {name: getattr(artifact, name) for name in names}

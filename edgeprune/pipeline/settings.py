@@ -50,6 +50,9 @@ class Settings:
         opset: ONNX opset.
         dynamic_batch: Leave the batch size of the ONNX files open.
         tolerance: Largest relative difference between ONNX and torch.
+        variant_tolerance: The same between a file in the target's precision and the float32 one; None: see
+            ``edgeprune.variants.TOLERANCES``.
+        ort_format: Write the files for the target in onnxruntime's own format too.
         target: Target file, a name or a path.
         processes: Fresh processes of the latency measurement, at most.
         budget_seconds: Of the whole measurement; None: no limit.
@@ -89,6 +92,8 @@ class Settings:
     opset: int = 18
     dynamic_batch: bool = False
     tolerance: float = 1e-4
+    variant_tolerance: float | None = None
+    ort_format: bool = False
     target: str = "local-cpu"
     processes: int = 30
     budget_seconds: float | None = None

@@ -27,6 +27,9 @@ class Stage:
         work: ``module:function``; called with the run's context, gives the stage's facts. Imported only when
             it runs, so that the stages of the device side work without torch.
         also_reads: ``module:function`` that gives whatever else decides the result (hashes of data, files).
+        wanted: ``module:function`` that says whether the run has this stage at all; empty: it has.
+
+    In the name of a file ``{variant}`` stands for ``.fp16`` or ``.int8`` if the target asks for that.
     """
 
     name: str
@@ -36,13 +39,18 @@ class Stage:
     settings: tuple[str, ...]
     work: str
     also_reads: str
+    wanted: str = ""
 
 
 HOST = "edgeprune.pipeline.host"
 DEVICE = "edgeprune.pipeline.device"
+VARIANTS = "edgeprune.pipeline.variants"
 DATA = ("data", "batch_size", "image_size", "seed", "device")
 PLAN = (
     "max_macs_ratio", "max_params_ratio", "max_size_bytes", "min_channels", "min_share", "keep", "constants"
+)  # fmt: skip
+MEASURED = (
+    "dense{variant}.onnx", "dense{variant}.onnx.json", "slim{variant}.onnx", "slim{variant}.onnx.json"
 )  # fmt: skip
 
 STAGES: tuple[Stage, ...] = (
@@ -78,8 +86,18 @@ STAGES: tuple[Stage, ...] = (
         ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_both", f"{HOST}:identity_of_data",
     ),
     Stage(
-        "bench", "bench",
-        ("dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json"), ("measurement.json",),
+        "convert", "export",
+        ("dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json"), MEASURED,
+        ("variant_tolerance",), f"{VARIANTS}:convert_both", f"{VARIANTS}:identity_of_variants",
+        f"{VARIANTS}:has_variants",
+    ),
+    Stage(
+        "ort", "export", MEASURED,
+        ("dense{variant}.ort", "dense{variant}.ort.json", "slim{variant}.ort", "slim{variant}.ort.json"),
+        (), f"{VARIANTS}:write_ort_files", f"{VARIANTS}:identity_of_variants", f"{VARIANTS}:has_ort_files",
+    ),
+    Stage(
+        "bench", "bench", MEASURED, ("measurement.json",),
         ("processes", "budget_seconds", "instructions", "latency"),
         f"{DEVICE}:bench_both", f"{DEVICE}:identity_of_machine",
     ),
@@ -113,19 +131,22 @@ def run_stages(context: Any, commands: Iterable[str]) -> None:
     with run.locked():
         if not is_run_folder(run.path):
             run.save()
-        if wanted - {"train", "finetune", "export"}:
+        if wanted - {"train", "finetune"}:
             _ = context.target  # a wrong target should not wait for the end of a training
+        if "export" in wanted:
+            function(f"{VARIANTS}:check")(context)
         for stage in STAGES:
-            if stage.command not in wanted:
+            if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
                 continue
             inputs = inputs_of(context, stage)
-            if run.is_current(stage.name, inputs, stage.writes):
+            writes = files_of(context, stage.writes)
+            if run.is_current(stage.name, inputs, writes):
                 listener.stage(stage.name, "skipped")
                 continue
             listener.stage(stage.name, "begin")
             started = time.monotonic()
             facts = function(stage.work)(context)
-            run.record(stage.name, inputs, stage.writes, facts)
+            run.record(stage.name, inputs, writes, facts)
             for leftover in run.path.glob(f"{stage.name}*.checkpoint"):
                 leftover.unlink()
             listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
@@ -135,9 +156,10 @@ def inputs_of(context: Any, stage: Stage) -> str:
     """Hash of all that decides what a stage writes."""
     run: RunFolder = context.run
     settings = run.settings.to_json()
-    missing = [name for name in stage.reads if not run.file(name).is_file()]
+    reads = files_of(context, stage.reads)
+    missing = [name for name in reads if not run.file(name).is_file()]
     if missing:
-        maker = next(other for other in STAGES if missing[0] in other.writes)
+        maker = next(other for other in STAGES if missing[0] in files_of(context, other.writes))
         raise RunError(
             f"could not {stage.command}",
             where=str(run.file(missing[0])),
@@ -149,10 +171,21 @@ def inputs_of(context: Any, stage: Stage) -> str:
         {
             "version": __version__,
             "settings": {key: settings[key] for key in stage.settings},
-            "files": {name: sha256_file(run.file(name)) for name in stage.reads},
+            "files": {name: sha256_file(run.file(name)) for name in reads},
             "also": function(stage.also_reads)(context),
         }
     )
+
+
+def files_of(context: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of a stage's files in this run."""
+    return tuple(name.format(variant=variant_of(context)) if "{" in name else name for name in names)
+
+
+def variant_of(context: Any) -> str:
+    """What stands before the suffix of a file in the target's precision."""
+    precision = context.target.runtime.precision
+    return "" if precision == "fp32" else f".{precision}"
 
 
 def function(place: str) -> Callable[[Any], Any]:
