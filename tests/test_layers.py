@@ -15,13 +15,13 @@ PACKAGE = Path(edgeprune.__file__).parent
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
     "errors", "files", "units", "metrics", "target", "artifact", "statistics", "runners", "noise",
-    "measurement_format", "measurement", "verdict", "report",
+    "measurement_format", "measurement", "verdict", "onnx_writer", "turns", "widths", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
-    "surgery", "parity", "onnx_export", "selection", "training", "calibration", "slabs", "gram", "moments",
-    "flow", "refitting", "schemes", "pipeline",
+    "surgery", "parity", "onnx_export", "latency_budget", "probe", "selection", "training", "calibration",
+    "slabs", "gram", "moments", "flow", "refitting", "schemes", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 

@@ -11,6 +11,7 @@ import click
 from edgeprune import __version__
 from edgeprune.cli.information import doctor, groups, targets
 from edgeprune.cli.stages import bench, export, finetune, gate, prune, report, run, train
+from edgeprune.cli.widths import widths
 from edgeprune.errors import EdgepruneError
 
 INTERRUPTED = 130
@@ -32,7 +33,7 @@ def cli() -> None:
     """  # noqa: D301 (click's mark for text that is not to be re-wrapped)
 
 
-for command in (run, train, prune, finetune, export, bench, gate, report, groups, targets, doctor):
+for command in (run, train, prune, finetune, export, bench, gate, report, widths, groups, targets, doctor):
     cli.add_command(command)
 
 

@@ -88,6 +88,10 @@ def tell_facts(run: RunFolder, commands: tuple[str, ...]) -> None:
             for what in ("macs", "params"):
                 dense, slim = facts[f"dense_{what}"], facts[f"slim_{what}"]
                 parts.append(f"{what} {slim:,} of {dense:,} ({slim / dense:.3f})")
+            if "latency" in facts:
+                found = facts["latency"]
+                interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+                parts.append(f"latency {found['latency_ratio']:.3f} {interval} of dense")
         if name == "export":
             for which in ("dense", "slim"):
                 parts.append(f"{which}.onnx {facts[which]['size_bytes']:,} bytes")
@@ -172,14 +176,24 @@ def _folder(place: Path | None, out: Path | None) -> Path | None:
     metavar="FILE",
     help="Where the measurement of an ONNX file goes.",
 )
+@click.option("--widths", is_flag=True, help="Measure widths instead: `edgeprune widths` as it is.")
 @take(*BY_COMMAND["bench"], OUT, JSON)
 def bench(
-    model: Path | None, baseline: Path | None, save: Path, out: Path | None, as_json: bool, **options: Any
+    model: Path | None,
+    baseline: Path | None,
+    save: Path,
+    widths: bool,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure latency, memory and placement of MODEL.
 
     MODEL is an ONNX file, measured beside --baseline in the same processes, or a run folder.
     """
+    if widths:
+        forward_to_widths(model or baseline or out, as_json, options)
+        return
     folder = _folder(model, out)
     if folder is not None:
         go(folder, options, ("bench",), as_json, make=False)
@@ -205,6 +219,19 @@ def bench(
         return
     tell_measurement(measurement)
     click.echo(f"measurement: {save}")
+
+
+def forward_to_widths(given: Path | None, as_json: bool, options: dict[str, Any]) -> None:
+    """Do what `edgeprune widths` does with its defaults."""
+    from edgeprune.cli.widths import widths
+    from edgeprune.errors import UsageError
+
+    if given is not None:
+        raise UsageError(
+            "could not measure widths", where="a file", value=given, expected="none beside --widths"
+        )
+    chosen = {name: options[name] for name in ("target", "processes")}
+    click.get_current_context().invoke(widths, as_json=as_json, **chosen)
 
 
 def tell_measurement(measurement: Any) -> None:

@@ -42,7 +42,8 @@ HOST = "edgeprune.pipeline.host"
 DEVICE = "edgeprune.pipeline.device"
 DATA = ("data", "batch_size", "image_size", "seed", "device")
 PLAN = (
-    "max_macs_ratio", "max_params_ratio", "max_size_bytes", "min_channels", "min_share", "keep", "constants"
+    "max_macs_ratio", "max_params_ratio", "max_size_bytes", "max_latency_ratio", "min_channels", "min_share",
+    "keep", "constants",
 )  # fmt: skip
 
 STAGES: tuple[Stage, ...] = (
