@@ -9,8 +9,9 @@ that line is noisy and does not always fall with the MACs, so the search
 3. measures the one that it has found in full, and keeps it if the whole interval is within the budget: what
    ``edgeprune gate`` asks for. If it is not, the aim moves down by what the interval reached too far.
 
-It is monotone: nothing above a candidate that was too slow is tried again, and of those confirmed the largest
-stays. It draws nothing at random, so the same measurements choose the same network.
+It is monotone: nothing above a candidate that was too slow is tried, and of those confirmed the largest stays;
+if that one lies far below the budget, what only few processes called too slow is looked at a second time. It
+draws nothing at random, so the same measurements choose the same network.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class Trial:
         }
 
 
+DENSE = Trial(Candidate(-1.0, 1.0), Estimate(1.0, 1.0, 1.0), True)
+"""The network itself, by definition."""
+
+
 class LatencySearch:
     """See the module.
 
@@ -97,7 +102,7 @@ class LatencySearch:
         self.at_most, self._measure = at_most, measure
         self.trials: list[Trial] = []
         self.margin = MARGIN
-        self.slow = Trial(Candidate(-1.0, 1.0), Estimate(1.0, 1.0, 1.0), True)  # the dense network
+        self.slow = DENSE
         self.confirmed: Trial | None = None
 
     @property
@@ -128,12 +133,16 @@ class LatencySearch:
             found = self._approach()
             known = found.full
             self._confirm(found)
-            # One that turned out far below the budget: there may be a larger one that keeps to it.
-            done = self.confirmed is not None and (
-                self.confirmed.ratio.value >= self.aim * (1 - SLACK) or self._next() is None
-            )
-            if done or known or found.candidate == self.smallest:
+            kept = self.confirmed
+            if known or (kept is None and found.candidate == self.smallest):
                 break
+            if kept is not None:
+                if kept.ratio.value >= self.aim * (1 - SLACK):
+                    break
+                # Far below the budget: what a few processes called too slow deserves a second look.
+                self.slow = self._slow_in_full()
+                if self._next() is None:
+                    break
         return self.confirmed or self._give_up()
 
     def measure(self, candidate: Candidate, *, full: bool) -> Trial:
@@ -194,6 +203,11 @@ class LatencySearch:
             ratio = trial.ratio
             self.margin = max(self.margin * ratio.high / self.limit, ratio.high / ratio.value)
         return self.confirmed
+
+    def _slow_in_full(self) -> Trial:
+        """The smallest network that a full measurement found too slow, or the dense one."""
+        slow = [trial for trial in self.trials if trial.full and trial.ratio.high > self.limit]
+        return min([*slow, DENSE], key=lambda trial: trial.candidate.macs_ratio)
 
     def _count(self, *, full: bool) -> int:
         return sum(trial.full == full for trial in self.trials)

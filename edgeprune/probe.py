@@ -23,8 +23,11 @@ from edgeprune.surgery import slim
 from edgeprune.target import Target
 from edgeprune.turns import time_in_turns
 
-PROCESSES, RUNS, SECONDS_PER_PROCESS = 4, 40, 1.0
-"""Of a quick measurement."""
+QUICK = {"processes": 4, "runs": 40, "seconds": 1.0}
+"""A quick measurement."""
+MORE = {"processes": 10, "runs": 70, "seconds": 3.0}
+"""What is added to a full one as long as its interval is too wide."""
+MOST_PROCESSES = 30
 
 
 OnProgress = Callable[[int, int, str], None]
@@ -123,20 +126,26 @@ class LatencyProbe:
 
         Args:
             threshold: On the scores.
-            full: Measure as ``edgeprune bench`` does; else in ``PROCESSES`` processes.
+            full: Measure as ``edgeprune bench`` does, and on until the interval is narrow or there are
+                ``MOST_PROCESSES``: on a noisy device a network would else be refused for the noise alone.
 
         Raises:
             MeasurementError: The provider, the interpreter or the device is absent, or took no part.
         """
         dense, small = self._file(None), self._file(threshold)
-        if full:
-            ratio = bench(small, self.target, baseline=dense).latency_ratio
-            assert ratio is not None, "there is a baseline"
-            return ratio
-        timed = time_in_turns(
-            self.runner, [small, dense], processes=PROCESSES, runs=RUNS, seconds=SECONDS_PER_PROCESS
-        )
-        return ratio_estimate([list(zip(*pair, strict=True)) for pair in zip(*timed, strict=True)])
+        if not full:
+            return ratio_estimate(self._pairs(small, dense, QUICK))
+        pairs = bench(small, self.target, baseline=dense).pairs
+        ratio = ratio_estimate(pairs)
+        while ratio.more_runs is not None and len(pairs) < MOST_PROCESSES:
+            pairs += self._pairs(small, dense, MORE)
+            ratio = ratio_estimate(pairs)
+        return ratio
+
+    def _pairs(self, small: Path, dense: Path, options: dict[str, Any]) -> list[list[tuple[float, float]]]:
+        """(slim, dense) in seconds, by process."""
+        timed = time_in_turns(self.runner, [small, dense], **options)
+        return [list(zip(*pair, strict=True)) for pair in zip(*timed, strict=True)]
 
     def _file(self, threshold: float | None) -> Path:
         """The ONNX file of a candidate, None: of the dense network; exported on first use."""

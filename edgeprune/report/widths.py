@@ -21,7 +21,7 @@ WHAT = {
 
 def title_of(curve: Curve) -> str:
     """What was measured."""
-    shape = f"{curve.input_width} -> width -> {curve.input_width} channels, {curve.size}x{curve.size}"
+    shape = f"{curve.input_width} -> width -> {curve.input_width} at {curve.size}x{curve.size}"
     return f"{WHAT[curve.kind]}, {shape}"
 
 
