@@ -9,8 +9,8 @@ that line is noisy and does not always fall with the MACs, so the search
 3. measures the one that it has found in full, and keeps it if the whole interval is within the budget: what
    ``edgeprune gate`` asks for. If it is not, the aim moves down by what the interval reached too far.
 
-It is monotone: nothing above a candidate that was too slow is tried, and of those confirmed the largest stays;
-if that one lies far below the budget, what only few processes called too slow is looked at a second time. It
+It is monotone: nothing above a candidate that was too slow is tried, and the largest confirmed one stays. If
+that one lies far below the budget, what only few processes called too slow is looked at a second time. It
 draws nothing at random, so the same measurements choose the same network.
 """
 
@@ -131,18 +131,14 @@ class LatencySearch:
             return self._confirm(least) or self._give_up()
         while self._count(full=True) < FULL:
             found = self._approach()
-            known = found.full
+            if found.full:
+                break  # it is known, and there is nothing new above it
             self._confirm(found)
             kept = self.confirmed
-            if known or (kept is None and found.candidate == self.smallest):
+            if kept is None and found.candidate == self.smallest:
                 break
-            if kept is not None:
-                if kept.ratio.value >= self.aim * (1 - SLACK):
-                    break
-                # Far below the budget: what a few processes called too slow deserves a second look.
-                self.slow = self._slow_in_full()
-                if self._next() is None:
-                    break
+            if kept is not None and (kept.ratio.value >= self.aim * (1 - SLACK) or not self._room()):
+                break
         return self.confirmed or self._give_up()
 
     def measure(self, candidate: Candidate, *, full: bool) -> Trial:
@@ -181,7 +177,9 @@ class LatencySearch:
         below, above = self.best(), self.slow
         low, high = below.candidate.macs_ratio, above.candidate.macs_ratio
         rise = above.ratio.value - below.ratio.value
-        share = (self.aim - below.ratio.value) / rise if rise > 0 else 0.5
+        # In the middle of what is close enough: at its edge half of the candidates would just miss it.
+        middle = self.aim * (1 - SLACK / 2)
+        share = (middle - below.ratio.value) / rise if rise > 0 else 0.5
         wanted = low + (high - low) * min(1 - INNER, max(INNER, share))
         tops = (wanted, high - 1e-12)  # if none lies that low, any that is in between
         for top in tops:
@@ -204,10 +202,21 @@ class LatencySearch:
             self.margin = max(self.margin * ratio.high / self.limit, ratio.high / ratio.value)
         return self.confirmed
 
-    def _slow_in_full(self) -> Trial:
-        """The smallest network that a full measurement found too slow, or the dense one."""
-        slow = [trial for trial in self.trials if trial.full and trial.ratio.high > self.limit]
-        return min([*slow, DENSE], key=lambda trial: trial.candidate.macs_ratio)
+    def _room(self) -> bool:
+        """Whether there may be a larger network than one that was confirmed far below the budget.
+
+        If none is left in between, the one that few processes called too slow gets a second look, in full.
+        """
+        if self._next() is not None:
+            return True
+        if self.slow.full or self.slow.ratio.low > self.limit or self._count(full=True) >= FULL:
+            return False
+        second, self.slow = self.slow, DENSE
+        if self._confirm(second) is None or self.slow is not DENSE:
+            return False
+        above = [trial for trial in self.trials if trial.candidate.macs_ratio > second.candidate.macs_ratio]
+        self.slow = min([*above, DENSE], key=lambda trial: trial.candidate.macs_ratio)
+        return self._next() is not None
 
     def _count(self, *, full: bool) -> int:
         return sum(trial.full == full for trial in self.trials)

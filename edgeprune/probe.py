@@ -119,7 +119,8 @@ class LatencyProbe:
         found = search.run()
         trials = [trial.to_json() for trial in search.trials]
         facts = {"target": self.target.name, "limit": limit, **found.to_json(), "trials": trials}
-        return found.candidate.threshold, {"latency": facts}
+        size_bytes = self._file(found.candidate.threshold).stat().st_size
+        return found.candidate.threshold, {"latency": facts, "size_bytes": size_bytes}
 
     def ratio(self, threshold: float, *, full: bool) -> Estimate:
         """Latency of the slim network / latency of the dense one.
