@@ -190,6 +190,7 @@ class LatencySearch:
 
     def _confirm(self, trial: Trial) -> Trial | None:
         """Measure in full; the network counts only if the whole interval is within the budget."""
+        quick = trial.ratio.value
         if not trial.full:
             trial = self.measure(trial.candidate, full=True)
         if trial.ratio.high <= self.limit:
@@ -198,8 +199,8 @@ class LatencySearch:
                 self.confirmed = trial
         elif trial.candidate.macs_ratio < self.slow.candidate.macs_ratio:
             self.slow = trial
-            ratio = trial.ratio
-            self.margin = max(self.margin * ratio.high / self.limit, ratio.high / ratio.value)
+            # Where the figure of few processes would have to lie for such an interval to fit.
+            self.margin = max(self.margin, trial.ratio.high / quick)
         return self.confirmed
 
     def _room(self) -> bool:
