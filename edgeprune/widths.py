@@ -96,7 +96,8 @@ class WidthReport:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {**asdict(self), "channel_multiple": self.multiple, "rule": RULE}
+        content = asdict(self)
+        return {"channel_multiple": content.pop("multiple"), **content, "rule": RULE}
 
 
 def measure_widths(
