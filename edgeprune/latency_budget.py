@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from edgeprune.errors import MeasurementError, PlanError
 from edgeprune.metrics import Estimate
@@ -233,7 +233,7 @@ class LatencySearch:
             hint="Lower min_channels or channel_multiple, keep fewer groups, or take a smaller network.",
         )
 
-    def _give_up(self) -> Trial:
+    def _give_up(self) -> NoReturn:
         tried = [trial for trial in self.trials if trial.full]
         texts = [
             f"{t.ratio.value:.3f} [{t.ratio.low:.3f}, {t.ratio.high:.3f}] at {t.candidate.macs_ratio:.3f} of "
