@@ -131,9 +131,9 @@ class LatencySearch:
             return self._confirm(least) or self._give_up()
         while self._count(full=True) < FULL:
             found = self._approach()
-            if found.full:
-                break  # it is known, and there is nothing new above it
             self._confirm(found)
+            if found.full:
+                break  # it was known, and there is nothing new above it
             kept = self.confirmed
             if kept is None and found.candidate == self.smallest:
                 break

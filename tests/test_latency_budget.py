@@ -180,6 +180,17 @@ def test_a_budget_that_straddles_the_smallest_network_cannot_be_told() -> None:
     assert "at 0.100 of the MACs" in str(raised.value)
 
 
+def test_a_disturbed_first_figure_does_not_refuse_the_smallest_network() -> None:
+    class Disturbed(Device):
+        def measure(self, candidate: Candidate, full: bool) -> Estimate:
+            found = super().measure(candidate, full)
+            return found if full else Estimate(found.value * 2, found.low * 2, found.high * 2)
+
+    found = search(Disturbed(linear), 0.3).run()
+    assert found.candidate == candidates()[-1]
+    assert found.ratio.high <= 0.3
+
+
 def test_trials_are_json() -> None:
     trial = Trial(Candidate(0.5, 0.25), Estimate(0.4, 0.39, 0.41), True)
     assert trial.to_json() == {
