@@ -19,9 +19,12 @@ from edgeprune.constants import Need, find_constants
 from edgeprune.cost import as_inputs, count_macs_meta, count_params, shell_of
 from edgeprune.cutting import shared, tensors_of
 from edgeprune.errors import PlanError
+from edgeprune.latency_budget import Candidate
 from edgeprune.onnx_export import export
 from edgeprune.plan import Plan, PlannedGroup
+from edgeprune.probe import LatencyProbe, OnProgress, check_latency_budget
 from edgeprune.surgery import oracle_inputs, slim, slim_structure
+from edgeprune.target import Target
 
 PROBLEM = "could not make a plan"
 UNREACHED = "could not reach the budget"
@@ -52,11 +55,14 @@ def make_plan(
     max_macs_ratio: float | None = None,
     max_params_ratio: float | None = None,
     max_size_bytes: int | None = None,
-    channel_multiple: int = 1,
+    max_latency_ratio: float | None = None,
+    target: Target | None = None,
+    channel_multiple: int | None = None,
     min_channels: int = 1,
     keep: Iterable[str] = (),
     constants: Constants = "auto",
     min_share: float = 0.0,
+    on_progress: OnProgress | None = None,
 ) -> Plan:
     """Find the smallest threshold on the scores at which the slim network fits every budget.
 
@@ -71,7 +77,11 @@ def make_plan(
         max_macs_ratio: Multiply-adds, slim / dense.
         max_params_ratio: Parameters, slim / dense.
         max_size_bytes: Size of the exported ONNX file; found by exporting candidates.
-        channel_multiple: Widths are rounded up to a multiple of this (at most the dense width).
+        max_latency_ratio: Latency on ``target``, slim / dense, below 1; found by measuring candidates there
+            (see ``edgeprune.latency_budget``). The whole interval of a full measurement keeps to it.
+        target: Where latency is measured.
+        channel_multiple: Widths are rounded up to a multiple of this (at most the dense width). None: the
+            target's if one is given, else 1.
         min_channels: At least this many units of a group stay.
         keep: Names of groups to keep whole; ``*`` and ``?`` match as in a shell.
         constants: What to do with constant channels (gamma exactly 0, see ``edgeprune.constants``):
@@ -79,11 +89,15 @@ def make_plan(
             padded convolution needs one; with ``"fold"`` no carrier is made, and what would need one is not
             removable for free; ``"off"`` drops the constants, which changes the function.
         min_share: At least this share of a group's units stays, in 0..1.
+        on_progress: Called with (measurements done, most measurements, what comes next).
 
     Raises:
         PlanError: A name, score or option is wrong, or a budget can not be reached (it says what can).
+        MeasurementError: Latency can not be measured, or the device is too noisy to tell.
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    if channel_multiple is None:
+        channel_multiple = 1 if target is None else target.channel_multiple
     options = Options(channel_multiple, min_channels, keep, constants, min_share)
     for name, limit in (
         ("max_macs_ratio", max_macs_ratio),
@@ -93,6 +107,7 @@ def make_plan(
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if limit is not None and not (number and 0 < limit < math.inf):
             raise PlanError(PROBLEM, where=name, value=limit, expected="a number above 0")
+    check_latency_budget(max_latency_ratio, target)
     chooser = Chooser(dense, groups, scores, example, options)
     limits = []
     if max_macs_ratio is not None:
@@ -102,9 +117,12 @@ def make_plan(
         params = max(1, chooser.dense_cost.params)
         limits.append(Limit("max_params_ratio", max_params_ratio, lambda cost: cost.params / params))
     threshold = chooser.threshold(limits)
-    if max_size_bytes is None:
-        return chooser.finished(threshold, limits)
-    return chooser.search_size(limits, max_size_bytes)
+    facts: dict[str, Any] = {}
+    if max_size_bytes is not None:
+        threshold, facts["size_bytes"] = chooser.search_size(limits, max_size_bytes)
+    if max_latency_ratio is not None and target is not None:
+        threshold, facts = chooser.search_latency(threshold, max_latency_ratio, target, on_progress)
+    return chooser.finished(threshold, limits, **facts)
 
 
 @dataclass(frozen=True)
@@ -295,8 +313,11 @@ class Chooser:
         rule = f"at least {reachable}, the smallest that can be reached"
         return PlanError(UNREACHED, where=name, value=asked, expected=rule, hint=f"{hint}.")
 
-    def search_size(self, limits: list[Limit], max_size_bytes: int) -> Plan:
+    def search_size(self, limits: list[Limit], max_size_bytes: int) -> tuple[float, int]:
         """A small threshold at which the ONNX file fits too; its overhead is learned from real exports.
+
+        Returns:
+            The threshold and the file's bytes.
 
         Raises:
             PlanError: No threshold meets all limits.
@@ -326,7 +347,31 @@ class Chooser:
             if known or not more:
                 break
             bytes_per_param = max(1.0, (exported(threshold) - smallest) / more)
-        return self.finished(best, limits, size_bytes=exported(best))
+        return best, exported(best)
+
+    def search_latency(
+        self, least: float, limit: float, target: Target, on_progress: OnProgress | None
+    ) -> tuple[float, dict[str, Any]]:
+        """A small threshold, at least ``least``, at which the network is fast enough on a target.
+
+        Returns:
+            The threshold, and what was measured.
+
+        Raises:
+            PlanError: No threshold reaches it.
+            MeasurementError: Nothing can be measured, or the device is too noisy to tell.
+        """
+        dense = max(1, self.dense_cost.macs)
+
+        def candidate(threshold: float) -> Candidate:
+            return Candidate(threshold, self.cost(threshold).macs / dense)
+
+        def at_most(ratio: float) -> Candidate:
+            return candidate(self.threshold([Limit("macs", ratio, lambda cost: cost.macs / dense)]))
+
+        ends = candidate(least), candidate(self.thresholds[-1])
+        with LatencyProbe(self.dense, self.example, target, self.plan, on_progress) as probe:
+            return probe.search(limit, *ends, at_most)
 
     def finished(self, threshold: float, limits: list[Limit], **facts: Any) -> Plan:
         """The plan of a threshold, with its facts."""

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.artifact import Artifact, load_artifact
+from edgeprune.cli.bench import tell_measurement
 from edgeprune.cli.options import with_sizes
-from edgeprune.cli.stages import tell_measurement
 from edgeprune.errors import MeasurementError, UsageError
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.measurement_format import MEMORY_FIGURES

@@ -16,14 +16,14 @@ PACKAGE = Path(edgeprune.__file__).parent
 DEVICE_SIDE = [
     "errors", "files", "units", "metrics", "target", "external_data", "artifact", "statistics", "precision",
     "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
-    "benchmark", "verdict", "sweep", "report",
+    "benchmark", "verdict", "sweep", "onnx_writer", "turns", "widths", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
     "surgery", "parity", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants", "ort_format",
-    "selection", "training", "calibration", "slabs", "gram", "moments", "flow", "refitting", "schemes",
-    "mobile", "pipeline",
+    "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram", "moments", "flow",
+    "refitting", "schemes", "mobile", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 

@@ -32,7 +32,8 @@ SURFACE = {
     "load_slim": "(path)",
     "load_target": "(name_or_path)",
     "make_plan": "(dense, groups, scores, example, *, max_macs_ratio=None, max_params_ratio=None, "
-    "max_size_bytes=None, channel_multiple=1, min_channels=1, keep=(), constants='auto', min_share=0.0)",
+    "max_size_bytes=None, max_latency_ratio=None, target=None, channel_multiple=None, min_channels=1, "
+    "keep=(), constants='auto', min_share=0.0, on_progress=None)",
     "predict": "(model, loader)",
     "refit": "(model, dense, plan, data, *, images=300, places=256, seed=0)",
     "save_slim": "(model, plan, path, *, source=None)",

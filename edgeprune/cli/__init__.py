@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 import click
 
 from edgeprune import __version__
+from edgeprune.cli.bench import bench
 from edgeprune.cli.convert import convert
 from edgeprune.cli.doctor import doctor
 from edgeprune.cli.information import groups, targets
-from edgeprune.cli.stages import bench, export, finetune, gate, prune, report, run, train
+from edgeprune.cli.stages import export, finetune, gate, prune, report, run, train
+from edgeprune.cli.widths import widths
 from edgeprune.errors import EdgepruneError
 
 INTERRUPTED = 130
@@ -34,7 +36,10 @@ def cli() -> None:
     """  # noqa: D301 (click's mark for text that is not to be re-wrapped)
 
 
-for command in (run, train, prune, finetune, export, convert, bench, gate, report, groups, targets, doctor):
+COMMANDS = (
+    run, train, prune, finetune, export, convert, bench, gate, report, widths, groups, targets, doctor
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -82,6 +82,7 @@ PRUNE = [
     _option("--prune-epochs", type=COUNT, text="Epochs of a scheme that trains.", default="30"),
     _option("--max-macs-ratio", type=float, text="Multiply-adds, slim / dense."),
     _option("--max-params-ratio", type=float, text="Parameters, slim / dense."),
+    _option("--max-latency-ratio", type=float, text="Latency on the target, slim / dense; measured there."),
     _option("--max-size", "max_size_bytes", metavar="SIZE", text='Size of the ONNX file, e.g. "300 kB".'),
     _option(
         "--channel-multiple", type=POSITIVE, text="Widths are multiples of this.", default="the target's"

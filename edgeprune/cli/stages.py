@@ -88,6 +88,10 @@ def tell_facts(run: RunFolder, commands: tuple[str, ...]) -> None:
             for what in ("macs", "params"):
                 dense, slim = facts[f"dense_{what}"], facts[f"slim_{what}"]
                 parts.append(f"{what} {slim:,} of {dense:,} ({slim / dense:.3f})")
+            if "latency" in facts:
+                found = facts["latency"]
+                interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+                parts.append(f"latency {found['latency_ratio']:.3f} {interval} of dense")
         if name == "export":
             for which in ("dense", "slim"):
                 parts.append(f"{which}.onnx {facts[which]['size_bytes']:,} bytes")
@@ -159,7 +163,7 @@ export = stage_command(
 )
 
 
-def _folder(place: Path | None, out: Path | None, sizes: tuple[str, ...]) -> Path | None:
+def folder_of(place: Path | None, out: Path | None, sizes: tuple[str, ...]) -> Path | None:
     """The run folder that is meant, if one is; sizes of inputs are for single files."""
     from edgeprune.pipeline.folder import is_run_folder
 
@@ -175,146 +179,6 @@ def _folder(place: Path | None, out: Path | None, sizes: tuple[str, ...]) -> Pat
             hint="For a run, write the sizes under [runtime] in the target file.",
         )
     return folder
-
-
-@click.command("bench")
-@click.argument("model", type=FILE, required=False)
-@click.option("--baseline", type=FILE, metavar="FILE", help="The dense ONNX file.")
-@click.option(
-    "--save",
-    type=FILE,
-    metavar="FILE",
-    help="Where the figures of an ONNX file go.  [default: measurement.json; sweep.json]",
-)
-@click.option("--sweep-batch", metavar="1,2,4", help="Measure at each of these batch sizes.")
-@click.option("--sweep-threads", metavar="1,2", help="Measure with each of these numbers of threads.")
-@take(*BY_COMMAND["bench"], *SIZES, OUT, JSON)
-def bench(
-    model: Path | None,
-    baseline: Path | None,
-    save: Path | None,
-    sweep_batch: str | None,
-    sweep_threads: str | None,
-    out: Path | None,
-    inputs: tuple[str, ...],
-    dims: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Measure latency, memory and placement of MODEL.
-
-    MODEL is an ONNX file, measured beside --baseline in the same processes, or a run folder. It ends as soon
-    as no narrower interval would be claimed (3 % to either side, after at least 10 processes).
-    """
-    batches, threads = counts("--sweep-batch", sweep_batch), counts("--sweep-threads", sweep_threads)
-    folder = _folder(model, out, inputs + dims)
-    if folder is not None and (batches or threads):
-        raise UsageError(
-            "could not sweep",
-            where="MODEL",
-            value=f"the run folder {folder}",
-            expected="an ONNX file",
-            hint=f"Name its files: {folder / 'slim.onnx'} --baseline {folder / 'dense.onnx'}.",
-        )
-    if folder is not None:
-        go(folder, options, ("bench",), as_json, make=False)
-        return
-    from edgeprune.benchmark import PROCESSES
-    from edgeprune.benchmark import bench as measure
-    from edgeprune.cli.display import Display
-    from edgeprune.files import write_json
-    from edgeprune.sweep import measure_sweep
-    from edgeprune.target import load_target
-
-    if model is None:
-        raise UsageError(
-            "could not measure", where="MODEL", value="missing", expected="an .onnx file or a run folder"
-        )
-    target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
-    processes, budget_seconds = options["processes"] or PROCESSES, options["budget_seconds"]
-    if batches or threads:
-        if options["instructions"] or options["latency"] is False:
-            raise UsageError(
-                "could not sweep",
-                where="--instructions or --no-latency",
-                value="given",
-                expected="a sweep of latency and memory",
-                hint="Count instructions in a measurement of its own.",
-            )
-        with Display() as display:
-            points = measure_sweep(
-                model, target, baseline=baseline, batches=batches, threads=threads, processes=processes,
-                budget_seconds=budget_seconds, on_progress=display.step,
-            )  # fmt: skip
-        tell_sweep(points, save or Path("sweep.json"), as_json)
-        return
-    with Display() as display:
-        measurement = measure(
-            model, target, baseline=baseline, processes=processes, budget_seconds=budget_seconds,
-            instructions=bool(options["instructions"]), latency=options["latency"] is not False,
-            on_progress=display.step,
-        )  # fmt: skip
-    save = save or Path("measurement.json")
-    write_json(save, measurement.to_json())
-    if as_json:
-        click.echo(json.dumps({**measurement.to_json(), "saved": str(save), "exit_code": 0}))
-        return
-    tell_measurement(measurement)
-    click.echo(f"measurement: {save}")
-
-
-def counts(option: str, text: str | None) -> tuple[int, ...]:
-    """The whole numbers of a list like 1,2,4; none without the option."""
-    if text is None:
-        return ()
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise UsageError(
-            "could not read an option", where=option, value=repr(text), expected="whole numbers as 1,2,4"
-        ) from None
-
-
-def tell_sweep(points: Any, save: Path, as_json: bool) -> None:
-    """Save a sweep; print its table with the notes of its places, or all of it as JSON."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from edgeprune.files import write_json
-    from edgeprune.sweep import sweep_rows, sweep_to_json
-
-    content = sweep_to_json(points)
-    write_json(save, content)
-    if as_json:
-        click.echo(json.dumps({**content, "saved": str(save), "exit_code": 0}))
-        return
-    header, rows = sweep_rows(points)
-    table = Table(box=None, pad_edge=False)
-    for column, name in enumerate(header):
-        table.add_column(name, justify="left" if column == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
-    for point in points:
-        for note in point.measurement.notes:
-            console.print(f"note: batch {point.batch}, threads {point.threads}: {note}")
-    click.echo(f"sweep: {save}")
-
-
-def tell_measurement(measurement: Any) -> None:
-    """The headline, the table and the notes of a measurement."""
-    from rich.console import Console
-
-    from edgeprune.report import comparison_table, make_report
-    from edgeprune.report.content import printable
-
-    report = make_report(measurement, (), command="")
-    console = Console(highlight=False, markup=False)  # names of files and nodes may hold brackets
-    console.print(printable(report.headline))
-    console.print(comparison_table(report))
-    for note in report.notes:
-        console.print(printable(f"note: {note}"))
 
 
 @click.command("gate")
@@ -334,7 +198,7 @@ def gate(
     which is measured again if the target runs networks in another way than it was measured. A file
     that was measured with --input or --dim is gated with the same.
     """
-    folder = _folder(measurement, out, inputs + dims)
+    folder = folder_of(measurement, out, inputs + dims)
     if folder is not None:
         go(folder, options, ("bench", "gate", "report"), as_json, make=False)
         return

@@ -21,6 +21,7 @@ from edgeprune.groups import find_groups
 from edgeprune.models import build, load_model, normalization_of, source_of
 from edgeprune.onnx_export import export
 from edgeprune.pipeline.context import Context
+from edgeprune.pipeline.device import identity_of_machine
 from edgeprune.plan import Plan
 from edgeprune.refitting import refit
 from edgeprune.schemes import SCHEMES, Scheme, make_scheme
@@ -63,8 +64,9 @@ def identity_of_scoring(context: Context) -> Any:
 
 
 def identity_of_plan(context: Context) -> Any:
-    """The channel multiple, which may come from the target."""
-    return channel_multiple(context)
+    """The channel multiple, which may be the target's; with a latency budget also where it is measured."""
+    measured = context.run.settings.max_latency_ratio is not None
+    return [channel_multiple(context), identity_of_machine(context) if measured else None]
 
 
 def identity_of_finetuning(context: Context) -> Any:
@@ -242,9 +244,11 @@ def plan(context: Context) -> dict[str, Any]:
     chosen = make_plan(
         model, groups_of(context, model), scores, context.data.example,
         max_macs_ratio=settings.max_macs_ratio, max_params_ratio=settings.max_params_ratio,
-        max_size_bytes=limit, channel_multiple=channel_multiple(context),
+        max_size_bytes=limit, max_latency_ratio=settings.max_latency_ratio, target=context.target,
+        channel_multiple=channel_multiple(context),
         min_channels=settings.min_channels, min_share=settings.min_share, keep=settings.keep,
         constants=settings.constants,  # type: ignore[arg-type]
+        on_progress=context.listener.step,
     )  # fmt: skip
     write_text(run.file("plan.json"), chosen.to_json() + "\n")
     return chosen.facts

@@ -35,6 +35,7 @@ class Settings:
         max_macs_ratio: Multiply-adds, slim / dense.
         max_params_ratio: Parameters, slim / dense.
         max_size_bytes: Size of the ONNX file.
+        max_latency_ratio: Latency on the target, slim / dense; candidates are measured there.
         channel_multiple: Widths are multiples of this; None: as the target says.
         min_channels: At least this many units of a group stay.
         min_share: At least this share of a group's units stays.
@@ -77,6 +78,7 @@ class Settings:
     max_macs_ratio: float | None = None
     max_params_ratio: float | None = None
     max_size_bytes: int | None = None
+    max_latency_ratio: float | None = None
     channel_multiple: int | None = None
     min_channels: int = 1
     min_share: float = 0.0

@@ -47,7 +47,8 @@ DEVICE = "edgeprune.pipeline.device"
 VARIANTS = "edgeprune.pipeline.variants"
 DATA = ("data", "batch_size", "image_size", "seed", "device")
 PLAN = (
-    "max_macs_ratio", "max_params_ratio", "max_size_bytes", "min_channels", "min_share", "keep", "constants"
+    "max_macs_ratio", "max_params_ratio", "max_size_bytes", "max_latency_ratio", "min_channels", "min_share",
+    "keep", "constants",
 )  # fmt: skip
 MEASURED = (
     "dense{variant}.onnx", "dense{variant}.onnx.json", "slim{variant}.onnx", "slim{variant}.onnx.json"

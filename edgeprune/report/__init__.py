@@ -9,6 +9,7 @@ from edgeprune.report.junit import junit_xml
 from edgeprune.report.markdown import report_markdown
 from edgeprune.report.page import report_html
 from edgeprune.report.terminal import comparison_table, verdict_table
+from edgeprune.report.widths import widths_svg, widths_text
 
 __all__ = [
     "ClassStructure",
@@ -21,4 +22,6 @@ __all__ = [
     "report_html",
     "report_markdown",
     "verdict_table",
+    "widths_svg",
+    "widths_text",
 ]
