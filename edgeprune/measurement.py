@@ -212,8 +212,20 @@ def bench(
             hint="This version runs the ONNX file as it is and converts nothing.",
         )
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
+    with runner_for(target.runtime) as runner:
+        return _measure(runner, target, artifacts, processes, runs, on_progress)
+
+
+def _measure(
+    runner: Runner,
+    target: Target,
+    artifacts: list[Artifact],
+    processes: int,
+    runs: int,
+    on_progress: OnProgress | None,
+) -> Measurement:
+    """The measurement, with a runner that is ready."""
     paths = [one.path for one in artifacts]
-    runner = runner_for(target.runtime)
     progress = _Steps(1 + len(paths) * (1 + MEMORY_REPEATS) + processes, on_progress)
 
     progress.next("environment")
@@ -242,13 +254,13 @@ def bench(
         )
         for one, placement, memory, timing in zip(artifacts, placements, memories, timings, strict=True)
     ]
-    notes = machine_notes(environment, target.runtime)
+    notes = machine_notes(environment, target.runtime) + runner.notes()
     for one in measurements:
         name = one.artifact.path.name
         notes += latency_notes(name, one.latency_samples_s)
         notes += memory_notes(name, one.memory["repeats"])
         notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
-    dense = None if baseline is None else measurements[1]
+    dense = measurements[1] if len(measurements) > 1 else None
     return replace(measurements[0], baseline=dense, notes=tuple(notes))
 
 

@@ -45,6 +45,8 @@ class FakeRunner:
     memory_why: str | None = None
     memory_step_bytes = 1000
     dense_shape = (1, 3, 8, 8)
+    device_notes: Sequence[str] = ()
+    closed = False
 
     def __init__(self, _: Runtime) -> None:
         self.calls: list[tuple[str, list[str], dict[str, Any]]] = []
@@ -65,6 +67,15 @@ class FakeRunner:
             figures = dict.fromkeys(("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes"), peak)
             return {**figures, "method": "fake", "why": self.memory_why}
         return {"models": [self._timed(path.stem, times - 1, options["runs"]) for path in models]}
+
+    def notes(self) -> list[str]:
+        return list(self.device_notes)
+
+    def __enter__(self) -> FakeRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
 
     def _timed(self, name: str, process: int, runs: int) -> dict[str, Any]:
         ns = round((2_000_000 if name == "dense" else 1_000_000) * self.slowness(process))
