@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +32,7 @@ from edgeprune.runners.local import LocalRunner
 from edgeprune.runners.perf_test import WARM_UP, arguments, option_fault, read_profile, read_timing
 from edgeprune.runners.thermal import read_thermal, thermal_notes
 from edgeprune.target import Runtime, Target
+from tests.fake_adbd import FakeAdbd
 
 RUNTIME = Runtime(runner="adb", provider="XnnpackExecutionProvider")
 
@@ -191,6 +193,10 @@ def test_profile() -> None:
         "source": "profile",
         "nodes": {"XnnpackExecutionProvider": 1, "CPUExecutionProvider": 1},
         "left_to_cpu": [{"name": "Relu", "op_type": "Relu"}],
+        "assigned": {
+            "XnnpackExecutionProvider": [["Conv", "Conv"]],
+            "CPUExecutionProvider": [["Relu", "Relu"]],
+        },
     }
     assert read_profile(json.dumps(PROFILE), "CPUExecutionProvider")["left_to_cpu"] == []
 
@@ -658,7 +664,7 @@ def test_program_that_hangs_is_ended(phone: Path, tmp_path: Path) -> None:
     runtime = Runtime(runner="adb", perf_test=str(phone))
     with AdbRunner(runtime, timeout_s=2.0) as runner, pytest.raises(MeasurementError, match="busy after 2 s"):
         runner.run("latency", [_relu(tmp_path / "a.onnx")], runs=10)
-    assert "sleep 61" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout
+    assert not _processes("sleep 61")
 
 
 # --- the real adb -------------------------------------------------------------------------------------------
@@ -686,3 +692,58 @@ def test_real_adb_without_a_device(runtime: Runtime) -> None:
     assert caught.value.exit_code == 3
     with pytest.raises(MeasurementError, match=r"device R5CT1234567 is not connected|is empty"):
         AdbRunner(replace(runtime, host="R5CT1234567")).run("environment")
+
+
+@pytest.fixture
+def device(real_adb: None, phone: Path, tmp_path: Path) -> Iterator[FakeAdbd]:  # noqa: ARG001
+    """This machine as a device of the real adb server, by its protocol."""
+    (tmp_path / "phone-bin" / "adb").unlink()  # the stand-in
+    daemon = FakeAdbd(tmp_path / "phone", tmp_path / "phone-bin")
+    said = subprocess.run(
+        ["adb", "connect", f"127.0.0.1:{daemon.port}"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "connected to" in said.stdout, said
+    yield daemon
+    daemon.close()
+
+
+@pytest.mark.slow
+def test_bench_over_the_real_adb(device: FakeAdbd, phone: Path, tmp_path: Path) -> None:
+    serial = f"127.0.0.1:{device.port}"
+    runtime = Runtime(runner="adb", host=serial, perf_test=str(phone))
+    target = Target("phone", 8, runtime, (), Path("t.toml"), "ab" * 32)
+    slim, dense = _relu(tmp_path / "slim's.onnx"), _relu(tmp_path / "dense.onnx", (1, 3))
+    measurement = bench(slim, target, baseline=dense, processes=2, runs=20)
+    assert [len(samples) for samples in measurement.latency_samples_s] == [20, 20]
+    assert measurement.placement["nodes"] == {"CPUExecutionProvider": 1}
+
+
+@pytest.mark.slow
+def test_real_adb_when_the_cable_is_pulled(device: FakeAdbd, phone: Path, tmp_path: Path) -> None:
+    phone.write_text("#!/bin/sh\ntouch ../started\nsleep 62\n")
+    model = _relu(tmp_path / "a.onnx")
+    cut = threading.Thread(target=_cut_when, args=(device, tmp_path / "phone" / "started"))
+    cut.start()
+    with (
+        AdbRunner(Runtime(runner="adb", perf_test=str(phone))) as runner,
+        pytest.raises(MeasurementError, match="connection to the device is lost") as caught,
+    ):
+        runner.run("latency", [model], runs=10)
+    cut.join()
+    assert caught.value.exit_code == 3
+    (tmp_path / "phone" / "started").unlink()
+    deadline = time.monotonic() + 20
+    while (processes := _processes("sleep 62")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes
+
+
+def _processes(words: str) -> bool:
+    return words in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout
+
+
+def _cut_when(device: FakeAdbd, there: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not there.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    device.cut()

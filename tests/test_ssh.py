@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.errors import ArtifactError, MeasurementError, TargetError
 from edgeprune.measurement import bench
@@ -179,7 +180,7 @@ def test_guard_takes_the_folder_and_its_jobs_away(tmp_path: Path) -> None:
 def test_guard_gives_up_when_it_hears_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board_module, "SIGN_OF_LIFE_S", 60.0)
     command = ["sh", "-c", f'export TMPDIR="{tmp_path}"; eval "$0"']
-    guard = Guard(command, '"$TMPDIR"', _never, timeout_s=20, silence_s=1)
+    guard = Guard(command, '"$TMPDIR"', _never, timeout_s=20, silence_s=0.5)
     try:
         assert _until(lambda: not list(tmp_path.iterdir()))
         assert _until(lambda: not guard.is_there)
@@ -188,11 +189,11 @@ def test_guard_gives_up_when_it_hears_nothing(tmp_path: Path, monkeypatch: pytes
 
 
 def test_guard_stays_while_it_hears_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board_module, "SIGN_OF_LIFE_S", 0.1)
+    monkeypatch.setattr(board_module, "SIGN_OF_LIFE_S", 0.05)
     command = ["sh", "-c", f'export TMPDIR="{tmp_path}"; eval "$0"']
-    guard = Guard(command, '"$TMPDIR"', _never, timeout_s=20, silence_s=1)
+    guard = Guard(command, '"$TMPDIR"', _never, timeout_s=20, silence_s=0.5)
     try:
-        time.sleep(1.3)
+        time.sleep(0.8)
         assert guard.is_there
         assert Path(guard.folder).is_dir()
     finally:
@@ -342,10 +343,10 @@ def test_each_content_is_copied_once_on_one_connection(board: Board, tmp_path: P
         first = runner.run("placement", [a])
         runner.run("latency", [a, twin, wide], runs=10, min_runs=1, seconds=1.0)
         (folder,) = board.tmp.iterdir()
-        assert len(list(folder.glob("*.onnx"))) == 2
-        stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.onnx")}
+        assert len(list(folder.glob("*/model.onnx"))) == 2
+        stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*/model.onnx")}
         runner.run("placement", [twin])
-        assert {path: path.stat().st_mtime_ns for path in folder.glob("*.onnx")} == stamps
+        assert {path: path.stat().st_mtime_ns for path in folder.glob("*/model.onnx")} == stamps
         assert not list((folder / "pids").iterdir())
     assert board.is_clean()
     assert first == replace_runner(RUNTIME).run("placement", [a]), "the same worker, the same answer"
@@ -373,6 +374,21 @@ def test_model_fault_names_the_file_here(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=r"absent.onnx"):
             runner.run("placement", [tmp_path / "absent.onnx"])
         assert runner.run("placement", [_relu(tmp_path / "a.onnx")])["nodes"], "the runner goes on"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("board")
+def test_data_files_of_a_model_come_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "m.onnx"
+    weight = numpy_helper.from_array(np.ones((1, 300), np.float32), "w")
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 300])
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [value], [onnx.ValueInfoProto(name="y")], [weight])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, model, save_as_external_data=True, location="the weights", size_threshold=0)
+    monkeypatch.setattr("edgeprune.runners.ssh.model_files", lambda path: (path, path.parent / "the weights"))
+    with SshRunner(RUNTIME) as runner:
+        assert runner.run("placement", [model])["nodes"] == {"CPUExecutionProvider": 1}
 
 
 @pytest.mark.slow
@@ -463,7 +479,7 @@ def test_bench_that_is_ended(board: Board, tmp_path: Path, end: signal.Signals) 
         start_new_session=True,
     )
     with process:
-        assert _until(lambda: bool(board.processes()) and any(board.tmp.glob("*/*.onnx")), 60)
+        assert _until(lambda: bool(board.processes()) and any(board.tmp.glob("*/*/model.onnx")), 60)
         os.killpg(process.pid, end)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0

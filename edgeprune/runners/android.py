@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,8 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from edgeprune.errors import MeasurementError
-from edgeprune.files import sha256_file
-from edgeprune.runners.board import Guard, as_job, in_shell
+from edgeprune.runners.board import Guard, as_job, in_shell, model_files, name_there, sha256_of
 
 PARENT = "/data/local/tmp"  # the one place from which adb's user may run a program
 CONNECT_S = 30.0
@@ -110,12 +110,15 @@ class Phone:
 
     def push_model(self, model: Path) -> str:
         """Copy a model, once per content, into a folder of its own: its path there."""
-        sha256 = sha256_file(model)
-        if sha256 not in self._pushed:
-            self.shell(f"mkdir {self.folder}/{sha256}")
-            suffix = ".ort" if model.suffix == ".ort" else ".onnx"
-            self._pushed[sha256] = self.push(model, f"{sha256}/model{suffix}")
-        return self._pushed[sha256]
+        files = model_files(model)
+        content = sha256_of(files)
+        if content not in self._pushed:
+            for file in files:
+                name = f"{content}/{name_there(model, file)}"
+                self.shell(f"mkdir -p {shlex.quote(self.folder + '/' + name.rpartition('/')[0])}")
+                self.push(file, name)
+            self._pushed[content] = f"{self.folder}/{content}/{name_there(model, model)}"
+        return self._pushed[content]
 
     def _raise_lost(self, words: str) -> NoReturn:
         self.close()

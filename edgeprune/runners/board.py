@@ -8,6 +8,7 @@ sign of life came for ``SILENCE_S``.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import select
 import shlex
@@ -16,7 +17,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, NoReturn
+
+from edgeprune.files import sha256_file
 
 SILENCE_S = 300  # then the folder goes; more than a laptop's short sleep, or a stopped process, takes
 SIGN_OF_LIFE_S = 20.0
@@ -50,6 +54,23 @@ def as_job(folder: str, script: str) -> str:
     return f"echo > {pid} || exit 93; {script}; s=$?; rm -f {pid}; exit $s"
 
 
+def model_files(model: Path) -> tuple[Path, ...]:
+    """What makes a model: the ONNX file first."""
+    return (model,)
+
+
+def sha256_of(files: Sequence[Path]) -> str:
+    """Of what files hold, one after the other."""
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+
+
+def name_there(model: Path, file: Path) -> str:
+    """What a file of a model is called in the model's folder on the device; data files keep their names."""
+    if file != model:
+        return file.relative_to(model.parent).as_posix()
+    return "model.ort" if model.suffix == ".ort" else "model.onnx"
+
+
 class Guard:
     """The shell that holds the folder.
 
@@ -66,7 +87,7 @@ class Guard:
         failed: Callable[[int | None, str], NoReturn],
         *,
         timeout_s: float,
-        silence_s: int = SILENCE_S,
+        silence_s: float = SILENCE_S,
     ) -> None:
         """Start it.
 

@@ -116,6 +116,8 @@ def run_worker(
     """
     try:
         said = exchange(command, request, environment, timeout_s)
+    except subprocess.TimeoutExpired:
+        raise_too_long(request, timeout_s)
     except OSError as reason:
         raise MeasurementError(
             PROBLEMS[request["job"]],
@@ -124,7 +126,7 @@ def run_worker(
             expected="an interpreter that has numpy and onnxruntime",
             hint="Name one by its path in the target, or leave runtime.python out to use this one.",
         ) from None
-    return read_answer(PROBLEMS[request["job"]], command[0], said, runtime)
+    return read_answer(request, command[0], said, runtime)
 
 
 def exchange(
@@ -133,7 +135,7 @@ def exchange(
     """Start a command that runs the worker and hand it a job: its stdout, its stderr, its exit status.
 
     Raises:
-        MeasurementError: It does not end in time.
+        subprocess.TimeoutExpired: It does not end in time; it is ended then.
         OSError: It cannot be started.
     """
     process = subprocess.Popen(
@@ -149,23 +151,28 @@ def exchange(
     )
     try:
         stdout, stderr = process.communicate(json.dumps(request), timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(
-            PROBLEMS[request["job"]],
-            where="the worker",
-            value=f"still busy after {timeout_s:.0f} s",
-            hint="The network may be too large for this device: try a smaller input or more threads.",
-        ) from None
     finally:
         _end(process)
     return stdout, stderr, process.returncode
 
 
-def read_answer(problem: str, python: str, said: tuple[str, str, int], runtime: Runtime) -> dict[str, Any]:
+def raise_too_long(request: dict[str, Any], timeout_s: float) -> NoReturn:
+    """Say that the worker did not end in time."""
+    raise MeasurementError(
+        PROBLEMS[request["job"]],
+        where="the worker",
+        value=f"still busy after {timeout_s:.0f} s",
+        hint="The network may be too large for this device: try a smaller input or more threads.",
+    ) from None
+
+
+def read_answer(
+    request: dict[str, Any], python: str, said: tuple[str, str, int], runtime: Runtime
+) -> dict[str, Any]:
     """What the worker answers, or its fault as an exception.
 
     Args:
-        problem: What could not be done if there is no answer.
+        request: The job, its models by their paths on this machine.
         python: What to call the interpreter.
         said: stdout, stderr and exit status of the worker.
         runtime: How to run the models.
@@ -174,6 +181,7 @@ def read_answer(problem: str, python: str, said: tuple[str, str, int], runtime: 
         ArtifactError: A model is at fault.
         MeasurementError: All else.
     """
+    problem = PROBLEMS[request["job"]]
     stdout, stderr, status = said
     answer = _last_json(stdout)
     if answer is None:

@@ -99,7 +99,7 @@ def _figure(said: str, pattern: str) -> float:
 
 
 def read_profile(text: str, provider: str) -> dict[str, Any]:
-    """Where each kernel of the last run in a profile ran: ``source``, ``nodes``, ``left_to_cpu``.
+    """Where each kernel of the last run in a profile ran, as the worker's ``placement`` tells it.
 
     Raises:
         ValueError: The profile proves nothing; the text says why.
@@ -120,5 +120,12 @@ def read_profile(text: str, provider: str) -> dict[str, Any]:
         raise ValueError(f"a profile that cannot be read ({type(reason).__name__})") from None
     if not kernels or any(not by for by, _, _ in kernels):
         raise ValueError("a profile that names no kernels and their providers")
-    left = [{"name": name, "op_type": op_type} for by, name, op_type in kernels if by == CPU != provider]
-    return {"source": "profile", "nodes": dict(Counter(by for by, _, _ in kernels)), "left_to_cpu": left}
+    nodes = Counter(by for by, _, _ in kernels)
+    return {
+        "source": "profile",
+        "nodes": dict(nodes),
+        "left_to_cpu": [
+            {"name": name, "op_type": kind} for by, name, kind in kernels if by == CPU != provider
+        ],
+        "assigned": {name: [[node, kind] for by, node, kind in kernels if by == name] for name in nodes},
+    }

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgeprune.errors import MeasurementError, TargetError
-from edgeprune.files import sha256_file
-from edgeprune.runners.board import Guard, as_job, in_shell
+from edgeprune.runners.board import Guard, as_job, in_shell, model_files, name_there, sha256_of
 from edgeprune.runners.local import (
     PROBLEMS,
     TIMEOUT_S,
     WORKER,
     exchange,
+    raise_too_long,
     read_answer,
     worker_environment,
     worker_job,
@@ -98,10 +98,12 @@ class SshRunner:
     def run(self, job: str, models: Sequence[Path] = (), **options: Any) -> dict[str, Any]:
         """Do one job; see ``Runner.run``."""
         problem = PROBLEMS[job]
+        here = [Path(model).absolute() for model in models]
+        shown = worker_job(self.runtime, job, [str(model) for model in here], options)
         try:
             folder = self._open(problem)
-            there = [self._copy(problem, Path(model).resolve()) for model in models]
-            request = worker_job(self.runtime, job, there, options)
+            there = [self._copy(problem, model) for model in here]
+            request = shown | {"models": there}
             # What libraries leave in the temporary folder goes with ours: onnxruntime 1.31 leaves a file.
             own = worker_environment(self.runtime, job, {}) | {"TMPDIR": folder}
             exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in own.items())
@@ -110,18 +112,20 @@ class SshRunner:
             stdout, stderr, status = exchange(
                 self._ssh(as_job(folder, script)), request, os.environ, self.timeout_s
             )
-        except BaseException:
+        except BaseException as reason:
             self.close()  # ends what may still run there; a later job starts anew
+            if isinstance(reason, subprocess.TimeoutExpired):
+                raise_too_long(shown, self.timeout_s)
             raise
         if status == LOST:
             self._raise_lost(problem, stderr)
         if status in (126, 127):
             self._raise_no_python(problem, stderr)
         # The worker names a model by its path there.
-        for model, path in zip(models, there, strict=True):
+        for model, path in zip(here, there, strict=True):
             stdout = stdout.replace(_in_json(path), _in_json(str(model)))
         name = f"{self.python} on {self.host}"
-        return read_answer(problem, name, (stdout, stderr, status), self.runtime)
+        return read_answer(shown, name, (stdout, stderr, status), self.runtime)
 
     def notes(self) -> list[str]:
         """None: the worker tells all that there is to tell of the board."""
@@ -201,14 +205,17 @@ class SshRunner:
         assert self._guard is not None
         if not model.is_file():
             return str(model)  # the worker says that it is not there
-        sha256 = sha256_file(model)
-        if sha256 not in self._copied:
-            suffix = model.suffix if re.fullmatch(r"\.\w+", model.suffix, re.ASCII) else ""
-            path = f"{self._guard.folder}/{sha256}{suffix}"
-            with model.open("rb") as file:
-                self._put(problem, f"cat > {shlex.quote(path)}", file)
-            self._copied[sha256] = path
-        return self._copied[sha256]
+        files = model_files(model)
+        content = sha256_of(files)
+        if content not in self._copied:
+            folder = f"{self._guard.folder}/{content}"
+            for file in files:
+                path = f"{folder}/{name_there(model, file)}"
+                parent = shlex.quote(path.rpartition("/")[0])
+                with file.open("rb") as opened:
+                    self._put(problem, f"mkdir -p {parent} && cat > {shlex.quote(path)}", opened)
+            self._copied[content] = f"{folder}/{name_there(model, model)}"
+        return self._copied[content]
 
     def _put(self, problem: str, script: str, file: Any) -> None:
         """Feed a file to a script there."""
