@@ -374,3 +374,13 @@ def test_real_absent_provider_is_not_measured(tmp_path: Path) -> None:
     target = replace(TARGET, runtime=Runtime(provider="CUDAExecutionProvider"))
     with pytest.raises(MeasurementError, match=r"CUDAExecutionProvider is absent .*onnxruntime-gpu"):
         bench(_conv(tmp_path / "slim.onnx", 8), target)
+
+
+def test_the_runner_is_left_alone_in_the_end(device: type[FakeRunner]) -> None:
+    device.device_notes = ("it is hot",)
+    assert "it is hot" in bench(SLIM, TARGET, processes=2).notes
+    assert device.last.closed
+    device.dense_shape = (1, 3, 9, 9)
+    with pytest.raises(ArtifactError, match="could not compare"):
+        bench(SLIM, TARGET, baseline=DENSE, processes=2)
+    assert device.last.closed

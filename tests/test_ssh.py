@@ -142,6 +142,28 @@ def test_board_that_says_nothing(fake_ssh: Callable[[str], None], monkeypatch: p
     assert time.monotonic() - start < 15
 
 
+@pytest.mark.parametrize(
+    ("copying", "message"),
+    [
+        ("exec sleep 20", "connection to board is too slow: a copy did not end within 0 s"),
+        ("echo 'cat: x: Permission denied' >&2; exit 1", r"not to be written \(cat: x: Permission denied\)"),
+        ("echo 'tar: No space left on device' >&2; exit 1", r"folder on board is full\. Free space"),
+        ("echo 'Connection closed' >&2; exit 255", r"connection to board is lost \(Connection closed\)"),
+    ],
+)
+def test_copy_that_fails(
+    fake_ssh: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, copying: str, message: str
+) -> None:
+    monkeypatch.setattr("edgeprune.runners.ssh.COPY_S", 0.3)
+    fake_ssh(
+        'case "$*" in *mktemp*) printf "Welcome!\nedgeprune-folder:/tmp/none\n"; cat; echo edgeprune-gone;; '
+        f"*) {copying};; esac"
+    )
+    with SshRunner(RUNTIME) as runner, pytest.raises(MeasurementError, match=message) as caught:
+        runner.run("environment")
+    assert caught.value.exit_code == 3
+
+
 def test_connection_asks_nothing_and_forwards_nothing(
     fake_ssh: Callable[[str], None], tmp_path: Path
 ) -> None:
@@ -294,7 +316,12 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
                 ("changed", key, "changed"),
             )
         )
-        + "Host off\n  HostName 127.0.0.1\n  Port 9\nHost nowhere\n  HostName nowhere.invalid\n"
+        + "Host busy\n  HostName 127.0.0.1\n  RemoteCommand echo no\n  RequestTTY force\n"
+        "  ControlMaster auto\n"
+        f"  ControlPath {folder}/own\n  ControlPersist yes\n  LocalForward 127.0.0.1:1 127.0.0.1:1\n"
+        f"  ForwardAgent yes\n{common.replace('  HostName 127.0.0.1', '')}"
+        f"  IdentityFile {key}\n  UserKnownHostsFile {folder}/known\n"
+        "Host off\n  HostName 127.0.0.1\n  Port 9\nHost nowhere\n  HostName nowhere.invalid\n"
     )
     try:
         assert _until(lambda: b"Server listening" in (folder / "log").read_bytes()), (
@@ -374,6 +401,13 @@ def test_model_fault_names_the_file_here(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=r"absent.onnx"):
             runner.run("placement", [tmp_path / "absent.onnx"])
         assert runner.run("placement", [_relu(tmp_path / "a.onnx")])["nodes"], "the runner goes on"
+
+
+@pytest.mark.slow
+def test_what_the_users_configuration_says_of_terminals_and_tunnels_does_no_harm(board: Board) -> None:
+    with SshRunner(replace(RUNTIME, host="busy")) as runner:
+        assert runner.run("environment")["cores"] >= 1
+    assert not (board.folder / "own").exists()
 
 
 @pytest.mark.slow

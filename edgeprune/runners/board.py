@@ -34,7 +34,7 @@ _GUARD = (
     "umask 077; trap : HUP INT TERM PIPE; "
     'command -v timeout >/dev/null 2>&1 || timeout() {{ shift; "$@"; }}; '
     'd=$(mktemp -d {parent}/edgeprune.XXXXXXXXXX) || exit 93; mkdir "$d/pids" || exit 93; '
-    'echo "' + FOLDER + '$d"; '
+    'echo; echo "' + FOLDER + '$d"; '  # what a login shell said before may lack the end of its line
     'while timeout {silence} sh -c "read -r sign"; do :; done; '
     'for p in "$d"/pids/*; do n=${{p##*/}}; '
     'kill -9 "-$n" 2>/dev/null || kill -9 "$n" 2>/dev/null; done; '
