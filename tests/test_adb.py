@@ -349,7 +349,7 @@ def test_bench_on_a_written_session(session: Callable[..., Path], runtime: Runti
     names = {line.split("/")[-2][:4] for line in asked if line.endswith("model.onnx")}
     assert len(names) == 2
     timed = [
-        next(n for n in names if n in line.split("export")[1])
+        next(n for n in names if n in line.split("./onnxruntime_perf_test")[1])
         for line in asked
         if f"-r {WARM_UP + 7} " in line
     ]

@@ -180,14 +180,15 @@ def _runs_here(folder: Path) -> str:
     return f'for last; do :; done; export TMPDIR="{folder}"; exec sh -c "$last"'
 
 
-def test_guard_takes_the_folder_and_its_jobs_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leads_a_group", [True, False])
+def test_guard_takes_the_folder_and_its_jobs_away(tmp_path: Path, leads_a_group: bool) -> None:
     guard = Guard(["sh", "-c", f'export TMPDIR="{tmp_path}"; eval "$0"'], '"$TMPDIR"', _never, timeout_s=20)
     folder = Path(guard.folder)
     assert folder.parent == tmp_path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     job = subprocess.Popen(
         ["sh", "-c", board_module.as_job(str(folder), "sleep 60 & echo started; wait")],
-        start_new_session=True,
+        start_new_session=leads_a_group,  # some servers start no session
         stdout=subprocess.PIPE,
     )
     assert job.stdout is not None

@@ -239,7 +239,7 @@ class AdbRunner:
         words = [*arguments(self.runtime, runs), *(["-p", profile] if profile else []), model]
         words += [result] if result else []
         folder = phone.folder
-        where = f"cd {folder} && export LD_LIBRARY_PATH={folder} ADSP_LIBRARY_PATH={folder} TMPDIR={folder}"
+        where = f"cd {folder} && export LD_LIBRARY_PATH={folder} ADSP_LIBRARY_PATH={folder}"
         return f"{where} && ./onnxruntime_perf_test {' '.join(shlex.quote(word) for word in words)}"
 
     def _time(self, phone: Phone, path: str, count: int) -> Timing:

@@ -29,7 +29,8 @@ FOLDER = "edgeprune-folder:"
 GONE = "edgeprune-gone"
 
 # One line without single quotes, so that it goes through any login shell as one word. Each job puts its
-# process id into pids/: it leads a process group, so that all of it can be ended.
+# process id into pids/: it leads a process group, if the server made one, and what it starts has the folder
+# in its environment, so that all of it can be ended.
 _GUARD = (
     "umask 077; trap : HUP INT TERM PIPE; "
     'command -v timeout >/dev/null 2>&1 || timeout() {{ shift; "$@"; }}; '
@@ -38,6 +39,8 @@ _GUARD = (
     'while timeout {silence} sh -c "read -r sign"; do :; done; '
     'for p in "$d"/pids/*; do n=${{p##*/}}; '
     'kill -9 "-$n" 2>/dev/null || kill -9 "$n" 2>/dev/null; done; '
+    'for p in $(grep -lsF "TMPDIR=$d" /proc/[0-9]*/environ); do p=${{p#/proc/}}; '
+    'kill -9 "${{p%/environ}}" 2>/dev/null; done; '
     'rm -rf "$d" 2>/dev/null || {{ sleep 1; rm -rf "$d"; }}; '
     '[ -e "$d" ] || echo ' + GONE
 )
@@ -49,9 +52,13 @@ def in_shell(script: str) -> str:
 
 
 def as_job(folder: str, script: str) -> str:
-    """A script that the guard ends if it still runs when the folder goes; its exit status stays."""
-    pid = f"{shlex.quote(folder)}/pids/$$"
-    return f"echo > {pid} || exit 93; {script}; s=$?; rm -f {pid}; exit $s"
+    """A script that the guard ends if it still runs when the folder goes; its exit status stays.
+
+    What libraries leave in the temporary folder goes with ours: onnxruntime 1.31 leaves a file.
+    """
+    there = shlex.quote(folder)
+    pid = f"{there}/pids/$$"
+    return f"export TMPDIR={there}; echo > {pid} || exit 93; {script}; s=$?; rm -f {pid}; exit $s"
 
 
 def model_files(model: Path) -> tuple[Path, ...]:

@@ -104,8 +104,7 @@ class SshRunner:
             folder = self._open(problem)
             there = [self._copy(problem, model) for model in here]
             request = shown | {"models": there}
-            # What libraries leave in the temporary folder goes with ours: onnxruntime 1.31 leaves a file.
-            own = worker_environment(self.runtime, job, {}) | {"TMPDIR": folder}
+            own = worker_environment(self.runtime, job, {})
             exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in own.items())
             worker = f"{_python_word(self.python)} {shlex.quote(f'{folder}/worker')}"
             script = f"unset PYTHONPATH PYTHONHOME; export {exports}; {worker}"
