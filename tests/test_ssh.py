@@ -28,6 +28,7 @@ from edgeprune.runners import SshRunner, runner_for
 from edgeprune.runners import board as board_module
 from edgeprune.runners.board import Guard
 from edgeprune.target import Runtime, load_target
+from tests.conftest import edgeprune
 
 RUNTIME = Runtime(runner="ssh", host="board", python=sys.executable)
 
@@ -409,6 +410,28 @@ def test_what_the_users_configuration_says_of_terminals_and_tunnels_does_no_harm
     with SshRunner(replace(RUNTIME, host="busy")) as runner:
         assert runner.run("environment")["cores"] >= 1
     assert not (board.folder / "own").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("board")
+def test_exit_codes_of_the_command_line(tmp_path: Path) -> None:
+    model, broken = _relu(tmp_path / "a.onnx"), tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    good = str(_target(tmp_path / "good.toml"))
+    ends = {
+        "good": edgeprune("bench", str(model), "--target", good, "--processes", "2", cwd=tmp_path),
+        "broken": edgeprune("bench", str(broken), "--target", good, cwd=tmp_path),
+        "nokey": edgeprune(
+            "bench", str(model), "--target", str(_target(tmp_path / "n.toml", "nokey")), cwd=tmp_path
+        ),
+        "option": edgeprune(
+            "bench", str(model), "--target", str(_target(tmp_path / "o.toml", "-oX=y")), cwd=tmp_path
+        ),
+    }
+    assert {name: end.returncode for name, end in ends.items()} == {
+        "good": 0, "broken": 2, "nokey": 3, "option": 2
+    }  # fmt: skip
+    assert "Traceback" not in "".join(end.stderr for end in ends.values())
 
 
 @pytest.mark.slow
