@@ -197,6 +197,7 @@ def test_profile() -> None:
             "XnnpackExecutionProvider": [["Conv", "Conv"]],
             "CPUExecutionProvider": [["Relu", "Relu"]],
         },
+        "partitions": 1,
     }
     assert read_profile(json.dumps(PROFILE), "CPUExecutionProvider")["left_to_cpu"] == []
 
@@ -511,6 +512,34 @@ def test_push_that_fails(
     session(DEVICES, TELL, HEAT, GUARD, exchange, DONE)
     with AdbRunner(runtime) as runner, pytest.raises(MeasurementError, match=message):
         runner.run("environment")
+
+
+def test_folder_that_cannot_be_made(session: Callable[..., Path], runtime: Runtime) -> None:
+    log = session(DEVICES, TELL, HEAT, ("mktemp", "", 93))
+    program = log.parent / "adb"
+    program.write_text(program.read_text().replace("exit 93", "echo 'mktemp: No space left' >&2; exit 93"))
+    with (
+        AdbRunner(runtime) as runner,
+        pytest.raises(MeasurementError, match=r"tmp on the device is not to be written \(mktemp: No space"),
+    ):
+        runner.run("environment")
+    program.write_text(program.read_text().replace("mktemp: No space left", "error: device offline"))
+    with (
+        AdbRunner(runtime) as runner,
+        pytest.raises(MeasurementError, match=r"is lost \(error: device offline"),
+    ):
+        runner.run("environment")
+
+
+def test_partitions_of_a_provider_that_compiles() -> None:
+    kinds = ["NNAPI_1_1", "NNAPI_1_2", "Relu", "NNAPI_1_3"]
+    events = [
+        {"cat": "Node", "name": f"{kind}_kernel_time", "ts": 1 + k, "dur": 1,
+         "args": {"op_name": kind, "provider": ("NnapiE" if "_" in kind else "CPUE") + "xecutionProvider"}}
+        for k, kind in enumerate(kinds)
+    ]  # fmt: skip
+    run = {"cat": "Session", "name": "model_run", "ts": 0, "dur": 9}
+    assert read_profile(json.dumps([*events, run]), "NnapiExecutionProvider")["partitions"] == 3
 
 
 @pytest.mark.usefixtures("checked")

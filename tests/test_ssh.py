@@ -149,6 +149,10 @@ def test_board_that_says_nothing(fake_ssh: Callable[[str], None], monkeypatch: p
         ("exec sleep 20", "connection to board is too slow: a copy did not end within 0 s"),
         ("echo 'cat: x: Permission denied' >&2; exit 1", r"not to be written \(cat: x: Permission denied\)"),
         ("echo 'tar: No space left on device' >&2; exit 1", r"folder on board is full\. Free space"),
+        (
+            "echo 'mux_client: session request failed: Session open refused by peer' >&2; exit 255",
+            "connection to board is limited to one session, expected at least 2. Set MaxSessions",
+        ),
         ("echo 'Connection closed' >&2; exit 255", r"connection to board is lost \(Connection closed\)"),
     ],
 )

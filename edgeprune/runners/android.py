@@ -60,7 +60,7 @@ class Phone:
         self._guard = Guard(
             [*self._adb, "shell"],
             PARENT,
-            lambda status, stderr: self._raise_lost(stderr or f"exit status {status}"),
+            self._raise_no_folder,
             timeout_s=CONNECT_S,
         )
 
@@ -119,6 +119,16 @@ class Phone:
                 self.push(file, name)
             self._pushed[content] = f"{self.folder}/{content}/{name_there(model, model)}"
         return self._pushed[content]
+
+    def _raise_no_folder(self, status: int | None, stderr: str) -> NoReturn:
+        if status is not None and last_line(stderr).startswith("mktemp"):
+            raise MeasurementError(
+                self.problem,
+                where=f"{PARENT} on the device",
+                value=f"not to be written ({last_line(stderr)})",
+                hint="Free space there.",
+            )
+        self._raise_lost(stderr)
 
     def _raise_lost(self, words: str) -> NoReturn:
         self.close()

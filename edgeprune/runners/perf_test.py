@@ -121,6 +121,13 @@ def read_profile(text: str, provider: str) -> dict[str, Any]:
     if not kernels or any(not by for by, _, _ in kernels):
         raise ValueError("a profile that names no kernels and their providers")
     nodes = Counter(by for by, _, _ in kernels)
+    # Each time execution enters the provider. One that compiles shows a kernel for each subgraph, with an
+    # underscore in its made-up operator.
+    before = ["", *(by for by, _, _ in kernels[:-1])]
+    entries = [
+        by == provider and (by != last or "_" in kind)
+        for last, (by, _, kind) in zip(before, kernels, strict=True)
+    ]
     return {
         "source": "profile",
         "nodes": dict(nodes),
@@ -128,4 +135,5 @@ def read_profile(text: str, provider: str) -> dict[str, Any]:
             {"name": name, "op_type": kind} for by, name, kind in kernels if by == CPU != provider
         ],
         "assigned": {name: [[node, kind] for by, node, kind in kernels if by == name] for name in nodes},
+        "partitions": sum(entries),
     }

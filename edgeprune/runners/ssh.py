@@ -276,6 +276,14 @@ class SshRunner:
 
     def _raise_lost(self, problem: str, stderr: str) -> NoReturn:
         self.close()
+        if "Session open refused" in stderr:
+            raise MeasurementError(
+                problem,
+                where=f"the connection to {self.host}",
+                value="limited to one session",
+                expected="at least 2",
+                hint="Set MaxSessions in its sshd_config to 2 or more.",
+            )
         raise MeasurementError(
             problem,
             where=f"the connection to {self.host}",
