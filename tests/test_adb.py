@@ -413,6 +413,13 @@ def test_provider_that_is_not_for_android() -> None:
         runner_for(replace(RUNTIME, provider="CUDAExecutionProvider"))
 
 
+def test_job_that_takes_the_worker() -> None:
+    with pytest.raises(
+        MeasurementError, match=r"could not do the job 'other': runtime.runner is 'adb', which brings"
+    ):
+        runner_for(RUNTIME).run("other")
+
+
 @pytest.mark.parametrize("named", [None, "/no/such/program"])
 def test_no_program(named: str | None) -> None:
     with pytest.raises(MeasurementError, match=r"runtime.perf_test is .*build of onnxruntime for Android"):

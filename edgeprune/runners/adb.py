@@ -117,7 +117,14 @@ class AdbRunner:
             "placement": self._placement,
             "latency": self._latency,
         }
-        problem = PROBLEMS[job]
+        problem = PROBLEMS.get(job, f"could not do the job '{job}'")
+        if job not in (*jobs, "memory"):
+            raise MeasurementError(
+                problem,
+                where="runtime.runner",
+                value="'adb', which brings no Python",
+                expected="a runner that takes the worker: 'local' or 'ssh'",
+            )
         if job == "memory":
             figures = ("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes")
             return {**dict.fromkeys(figures), "method": None, "why": NO_MEMORY}
