@@ -87,17 +87,30 @@ def bench(
     launches = planned_launches(target, instructions)
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
     about_precision = precision_notes(artifacts, target.runtime)
+    timing = Timing(processes if latency else 0, runs, budget_seconds, started)
+    with runner_for(target.runtime) as runner:
+        measured = _measure(runner, target, artifacts, timing, launches, on_progress)
+    return replace(measured, notes=(*about_precision, *measured.notes))
+
+
+def _measure(
+    runner: Runner,
+    target: Target,
+    artifacts: Sequence[Artifact],
+    timing: Timing,
+    launches: int,
+    on_progress: OnProgress | None,
+) -> Measurement:
+    """The measurement, with a runner that is ready."""
     paths = [one.path for one in artifacts]
-    runner = runner_for(target.runtime)
-    rounds = processes if latency else 0
-    progress = _Steps(1 + len(paths) * (1 + launches + MEMORY_REPEATS) + rounds, on_progress)
+    progress = _Steps(1 + len(paths) * (1 + launches + MEMORY_REPEATS) + timing.most, on_progress)
 
     progress.next("environment")
     environment = runner.run("environment")
     player = environment.get("emulator")
     if player:
-        progress.total -= rounds + len(paths) * MEMORY_REPEATS
-        rounds = 0
+        progress.total -= timing.most + len(paths) * MEMORY_REPEATS
+        timing.most = 0
     placements = []
     for given in artifacts:
         progress.next(f"placement of {given.path.name}")
@@ -105,16 +118,15 @@ def bench(
         placements.append(with_share_of_macs(found, given.provenance.get("macs_by_node")))
     _check_same_input(paths, placements)
     simulated = functional_only(placements[0])
-    rounds = 0 if simulated else rounds
+    timing.most = 0 if simulated else timing.most
     why = simulated or (f"{player} plays the processor: memory would be its own" if player else None)
     # What may be absent comes first, so that nobody waits for the other figures in vain.
     counts = [count_instructions(runner, path, launches, progress.next) for path in paths]
     memories = [_no_memory(why) if why else _memory(runner, path, progress) for path in paths]
-    timing = Timing(rounds, runs, budget_seconds, started)
     timing.run(runner, paths, progress)
     progress.finish()
 
-    if rounds:
+    if timing.most:
         environment = {**environment, **timing.disturbance()}
     measurements = [
         Measurement(
@@ -134,19 +146,18 @@ def bench(
             artifacts, placements, memories, timing.answers, counts, strict=True
         )
     ]
-    notes = about_precision + (
-        [f"Neither latency nor memory was measured: {simulated}."] if simulated else []
-    )
-    if rounds:
+    notes = [f"Neither latency nor memory was measured: {simulated}."] if simulated else []
+    if timing.most:
         notes += machine_notes(environment, target.runtime) + disturbance_notes(environment)
-        notes += width_notes(timing.estimate(), len(timing.machines), timing.stopped, budget_seconds)
+        notes += width_notes(timing.estimate(), len(timing.machines), timing.stopped, timing.budget_s)
+    notes += runner.notes()
     for one in measurements:
         name = one.artifact.path.name
         notes += latency_notes(name, one.latency_samples_s)
         notes += memory_notes(name, one.memory["repeats"])
         notes += instruction_notes(name, one.instructions["repeats"])
         notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
-    dense = None if baseline is None else measurements[1]
+    dense = measurements[1] if len(measurements) > 1 else None
     return replace(measurements[0], baseline=dense, notes=tuple(notes))
 
 

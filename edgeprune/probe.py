@@ -85,12 +85,16 @@ class LatencyProbe:
 
     def __enter__(self) -> LatencyProbe:
         self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-")
+        self.runner.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._folder.cleanup()
+        try:
+            self.runner.__exit__(kind, error, trace)
+        finally:
+            self._folder.cleanup()
 
     def search(
         self, limit: float, largest: Candidate, smallest: Candidate, at_most: Callable[[float], Candidate]

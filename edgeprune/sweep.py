@@ -118,8 +118,8 @@ def _shapes(paths: Sequence[Path], target: Target, batches: Sequence[int]) -> di
     """Batch size -> shape of the first input, each tried on every file before anything is timed."""
 
     def shape_on(path: Path, given: tuple[int, ...] | None) -> tuple[int, ...]:
-        runner = runner_for(replace(target.runtime, input=given))
-        return tuple(runner.run("placement", [path])["inputs"][0]["shape"])
+        with runner_for(replace(target.runtime, input=given)) as runner:
+            return tuple(runner.run("placement", [path])["inputs"][0]["shape"])
 
     own = shape_on(paths[0], target.runtime.input)
     if not batches:

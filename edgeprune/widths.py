@@ -136,7 +136,6 @@ def measure_widths(
         )
     # The layers bring their own input shape; that of the target is its network's.
     runtime = replace(target.runtime, input=None, inputs={}, dims={})
-    runner = runner_for(runtime)
     total, done = len(kinds) * (1 + processes), 0
 
     def step(text: str) -> None:
@@ -145,24 +144,26 @@ def measure_widths(
             on_progress(done, total, text)
         done += 1
 
-    environment = runner.run("environment")
-    notes = machine_notes(environment, runtime)
-    widths = tuple(range(first, last + 1))
-    curves = []
-    for kind in kinds:
-        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-            paths = []
-            for width in widths:
-                paths.append(Path(folder, f"{kind}-{width}.onnx"))
-                paths[-1].write_bytes(layer(kind, width, input_width, size))
-            step(f"{kind}: placement")
-            notes += _placement_notes(runner, kind, widths, paths)
-            samples = time_in_turns(
-                runner, paths, processes=processes, runs=RUNS, seconds=SECONDS_PER_PROCESS,
-                on_step=lambda text, kind=kind: step(f"{kind}: {text}"),  # type: ignore[misc]
-            )  # fmt: skip
-        medians = np.array([[np.median(taken) for taken in by_process] for by_process in samples])
-        curves.append(curve_of(kind, input_width, size, widths, medians))
+    with runner_for(runtime) as runner:
+        environment = runner.run("environment")
+        notes = machine_notes(environment, runtime)
+        widths = tuple(range(first, last + 1))
+        curves = []
+        for kind in kinds:
+            with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+                paths = []
+                for width in widths:
+                    paths.append(Path(folder, f"{kind}-{width}.onnx"))
+                    paths[-1].write_bytes(layer(kind, width, input_width, size))
+                step(f"{kind}: placement")
+                notes += _placement_notes(runner, kind, widths, paths)
+                samples = time_in_turns(
+                    runner, paths, processes=processes, runs=RUNS, seconds=SECONDS_PER_PROCESS,
+                    on_step=lambda text, kind=kind: step(f"{kind}: {text}"),  # type: ignore[misc]
+                )  # fmt: skip
+            medians = np.array([[np.median(taken) for taken in by_process] for by_process in samples])
+            curves.append(curve_of(kind, input_width, size, widths, medians))
+        notes += runner.notes()
     largest = max(curve.multiple for curve in curves)
     return WidthReport(
         target.name,

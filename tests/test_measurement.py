@@ -51,6 +51,8 @@ class FakeRunner:
     count_step = 0
     dense_shape = (1, 3, 8, 8)
     of_placement: dict[str, Any] = {}  # noqa: RUF012
+    device_notes: Sequence[str] = ()
+    closed = False
 
     def __init__(self, _: Runtime) -> None:
         self.calls: list[tuple[str, list[str], dict[str, Any]]] = []
@@ -87,6 +89,15 @@ class FakeRunner:
             return answer
         models_ = [self._timed(path.stem, times - 1, options["runs"]) for path in models]
         return {"models": models_, "machine": self.machine}
+
+    def notes(self) -> list[str]:
+        return list(self.device_notes)
+
+    def __enter__(self) -> FakeRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
 
     def _timed(self, name: str, process: int, runs: int) -> dict[str, Any]:
         ns = round((2_000_000 if name == "dense" else 1_000_000) * self.slowness(process))
@@ -543,3 +554,13 @@ def test_real_absent_provider_is_not_measured(tmp_path: Path) -> None:
     target = replace(TARGET, runtime=Runtime(provider="CUDAExecutionProvider"))
     with pytest.raises(MeasurementError, match=r"CUDAExecutionProvider is absent .*onnxruntime-gpu"):
         bench(_conv(tmp_path / "slim.onnx", 8), target)
+
+
+def test_the_runner_is_left_alone_in_the_end(device: type[FakeRunner]) -> None:
+    device.device_notes = ("it is hot",)
+    assert "it is hot" in bench(SLIM, TARGET, processes=2).notes
+    assert device.last.closed
+    device.dense_shape = (1, 3, 9, 9)
+    with pytest.raises(ArtifactError, match="could not compare"):
+        bench(SLIM, TARGET, baseline=DENSE, processes=2)
+    assert device.last.closed

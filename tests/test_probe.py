@@ -58,6 +58,14 @@ class Device:
 
     def __init__(self, _: Runtime) -> None: ...
 
+    def notes(self) -> list[str]:
+        return []
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
     def run(self, job: str, models: Sequence[Path] = (), **options: Any) -> dict[str, Any]:
         self.jobs.append(job)
         if job == "environment":

@@ -267,10 +267,15 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", ["ssh", "adb", "browser"])
+@pytest.mark.parametrize("name", ["browser"])
 def test_runner_that_is_not_in_this_version(name: str) -> None:
     assert name not in RUNNERS
     with pytest.raises(
         MeasurementError, match=f"'{name}', which is not in this version, expected one of: local"
     ):
         runner_for(replace(RUNTIME, runner=name))
+
+
+def test_local_runner_as_a_context() -> None:
+    with runner_for(RUNTIME) as runner:
+        assert runner.notes() == []

@@ -134,6 +134,18 @@ FAULTS = [  # what stands in the file below its name, and what the one fault say
     ("[runtime]\nrunner = 3", "runtime.runner = 3: expected one of local, ssh, adb, browser"),
     ('[runtime]\nrunner = "ssh"', 'runtime.runner = "ssh": needs a host, e.g. host = "pi@raspberrypi.local"'),
     ('[runtime]\nhost = "a"', 'runtime.host = "a": the runner "local" has none'),
+    (
+        '[runtime]\nrunner = "ssh"\nhost = "pi"\nperf_test = "x"',
+        'runtime.perf_test = "x": the runner "ssh" takes none, expected runner = "adb", or no perf_test',
+    ),
+    (
+        '[runtime]\nrunner = "adb"\nperf_test = ""',
+        'runtime.perf_test = "": expected a text that is not empty',
+    ),
+    (
+        '[runtime]\nrunner = "adb"\npython = "x"',
+        'runtime.python = "x": the runner "adb" has none, expected runner = "local" or "ssh", or no python',
+    ),
     ('[runtime]\nhost = ""\nrunner = "ssh"', 'runtime.host = "": expected a text that is not empty'),
     ('[runtime]\npython = "a\\nb"', 'runtime.python = "a\\nb": expected a text that is not empty'),
     (

@@ -15,6 +15,14 @@ class Counting:
     def __init__(self) -> None:
         self.orders: list[list[str]] = []
 
+    def notes(self) -> list[str]:
+        return []
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
     def run(self, job: str, models: Sequence[Path] = (), **options: Any) -> dict[str, Any]:
         assert job == "latency"
         assert options == {"runs": 3, "min_runs": 1, "seconds": 2.0}

@@ -107,6 +107,14 @@ class Device:
     def __init__(self, runtime: Runtime) -> None:
         assert runtime.input is None, "the shape of the target's network is not that of a layer"
 
+    def notes(self) -> list[str]:
+        return []
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
     def run(self, job: str, models: Sequence[Path] = (), **options: Any) -> dict[str, Any]:
         if job == "environment":
             return {"load_average": 9.0, "cores": 4, "governor": None}

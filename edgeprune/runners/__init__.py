@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from edgeprune.errors import MeasurementError
+from edgeprune.runners.adb import AdbRunner
 from edgeprune.runners.local import LocalRunner
+from edgeprune.runners.ssh import SshRunner
 from edgeprune.target import Runtime
 
-__all__ = ["RUNNERS", "LocalRunner", "Runner", "runner_for"]
+__all__ = ["RUNNERS", "AdbRunner", "LocalRunner", "Runner", "SshRunner", "runner_for"]
 
 
 class Runner(Protocol):
-    """Carries jobs of the worker (see ``worker``) to a device and brings the answers back."""
+    """Carries jobs of the worker (see ``worker``) to a device and brings the answers back.
+
+    As a context it leaves nothing behind on the device.
+    """
 
     def run(self, job: str, models: Sequence[Path] = (), **options: Any) -> dict[str, Any]:
         """Do one job in a fresh process.
@@ -34,8 +39,16 @@ class Runner(Protocol):
         """
         ...
 
+    def notes(self) -> list[str]:
+        """What the device says that makes the figures doubtful, once all jobs are done."""
+        ...
 
-RUNNERS: dict[str, Callable[[Runtime], Runner]] = {"local": LocalRunner}
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+RUNNERS: dict[str, Callable[[Runtime], Runner]] = {"local": LocalRunner, "ssh": SshRunner, "adb": AdbRunner}
 
 
 def runner_for(runtime: Runtime) -> Runner:

@@ -71,6 +71,16 @@ class LocalRunner:
         environment = worker_environment(self.runtime, job, os.environ)
         return run_worker([python, str(WORKER)], request, environment, self.runtime, self.timeout_s)
 
+    def notes(self) -> list[str]:
+        """None: the worker tells all that there is to tell of this machine."""
+        return []
+
+    def __enter__(self) -> LocalRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing outlives a job."""
+
 
 def worker_job(runtime: Runtime, job: str, models: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
     """The worker's input: a job with what the target says of running."""
@@ -117,48 +127,85 @@ def run_worker(
         ArtifactError: A model is at fault.
         MeasurementError: All else.
     """
-    problem = PROBLEMS[request["job"]]
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(environment),
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+        said = exchange(command, request, environment, timeout_s)
+    except subprocess.TimeoutExpired:
+        raise_too_long(request, timeout_s)
     except OSError as reason:
         raise MeasurementError(
-            problem,
+            PROBLEMS[request["job"]],
             where="runtime.python",
             value=f"'{command[0]}' ({reason.strerror})",
             expected="an interpreter that has numpy and onnxruntime",
             hint="Name one by its path in the target, or leave runtime.python out to use this one.",
         ) from None
+    return read_answer(request, command[0], said, runtime)
+
+
+def exchange(
+    command: Sequence[str], request: dict[str, Any], environment: Mapping[str, str], timeout_s: float
+) -> tuple[str, str, int]:
+    """Start a command that runs the worker and hand it a job: its stdout, its stderr, its exit status.
+
+    Raises:
+        subprocess.TimeoutExpired: It does not end in time; it is ended then.
+        OSError: It cannot be started.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         stdout, stderr = process.communicate(json.dumps(request), timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        if _first_contact(request):
-            raise ArtifactError(
-                RUN_PROBLEM,
-                where=request["models"][0],
-                value=f"still loading, or in its first inference, after {timeout_s:.0f} s",
-                hint="It never ends, or it is far too large for this device.",
-            ) from None
-        raise MeasurementError(
-            problem,
-            where="the worker",
-            value=f"still busy after {timeout_s:.0f} s",
-            hint="The network may be too large for this device: try a smaller input or more threads.",
-        ) from None
     finally:
         _end(process)
+    return stdout, stderr, process.returncode
+
+
+def raise_too_long(request: dict[str, Any], timeout_s: float) -> NoReturn:
+    """Say that the worker did not end in time."""
+    if _first_contact(request):
+        raise ArtifactError(
+            RUN_PROBLEM,
+            where=request["models"][0],
+            value=f"still loading, or in its first inference, after {timeout_s:.0f} s",
+            hint="It never ends, or it is far too large for this device.",
+        ) from None
+    raise MeasurementError(
+        PROBLEMS[request["job"]],
+        where="the worker",
+        value=f"still busy after {timeout_s:.0f} s",
+        hint="The network may be too large for this device: try a smaller input or more threads.",
+    ) from None
+
+
+def read_answer(
+    request: dict[str, Any], python: str, said: tuple[str, str, int], runtime: Runtime
+) -> dict[str, Any]:
+    """What the worker answers, or its fault as an exception.
+
+    Args:
+        request: The job, its models by their paths on this machine.
+        python: What to call the interpreter.
+        said: stdout, stderr and exit status of the worker.
+        runtime: How to run the models.
+
+    Raises:
+        ArtifactError: A model is at fault.
+        MeasurementError: All else.
+    """
+    problem = PROBLEMS[request["job"]]
+    stdout, stderr, status = said
     answer = _last_json(stdout)
     if answer is None:
-        number = _signal(process.returncode)
+        number = _signal(status)
         if number in CRASHES and _first_contact(request):
             raise ArtifactError(
                 RUN_PROBLEM,
@@ -166,11 +213,9 @@ def run_worker(
                 value=f"one that crashes onnxruntime (signal {number}, {signal.strsignal(number)})",
                 hint="Only the worker's own process ended. Export the file again, or try another version.",
             )
-        _raise_no_answer(
-            problem, command[0], process.returncode, stderr, KNOWN_CRASHES.get(runtime.provider, "")
-        )
+        _raise_no_answer(problem, python, status, stderr, KNOWN_CRASHES.get(runtime.provider, ""))
     if "error" in answer:
-        _raise_fault(problem, command[0], answer["error"], runtime)
+        _raise_fault(problem, python, answer["error"], runtime)
     return answer
 
 
