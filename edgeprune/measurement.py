@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from edgeprune.files import read_json
 from edgeprune.measurement_format import MEASUREMENT_FORMAT, MEMORY_FIGURES, format_fault
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.noise import latency_notes, machine_notes, memory_notes, placement_notes
-from edgeprune.runners import Runner, runner_for
+from edgeprune.runners import Runner, open_runner
 from edgeprune.statistics import (
     MIN_SAMPLES,
     median_estimate,
@@ -29,6 +30,7 @@ MEMORY_REPEATS = 3
 SECONDS_PER_PROCESS = 3.0  # of timed runs, once there are enough for the 95th percentile
 
 OnProgress = Callable[[int, int, str], None]
+_LOG = logging.getLogger(__name__)  # for what a person must do at a device, where no command line tells it
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def bench(
     processes: int = 10,
     runs: int = 70,
     on_progress: OnProgress | None = None,
+    runner: Runner | None = None,
 ) -> Measurement:
     """Measure an ONNX file on a target, and its dense network in the same processes.
 
@@ -187,6 +190,7 @@ def bench(
         runs: Timed inferences of each network in each process; fewer if they take longer than
             ``SECONDS_PER_PROCESS``, but enough in all for the 95th percentile.
         on_progress: Called with (steps done, steps in all, what comes next).
+        runner: One that is open; None: the target's, opened and closed here.
 
     Raises:
         UsageError: ``processes`` or ``runs`` is too small.
@@ -211,9 +215,14 @@ def bench(
             expected="'fp32'",
             hint="This version runs the ONNX file as it is and converts nothing.",
         )
+    if runner is None:
+        with open_runner(target.runtime, say=_LOG.warning) as opened:
+            return bench(
+                artifact, target, baseline=baseline, processes=processes, runs=runs,
+                on_progress=on_progress, runner=opened,
+            )  # fmt: skip
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
     paths = [one.path for one in artifacts]
-    runner = runner_for(target.runtime)
     progress = _Steps(1 + len(paths) * (1 + MEMORY_REPEATS) + processes, on_progress)
 
     progress.next("environment")
@@ -248,6 +257,7 @@ def bench(
         notes += latency_notes(name, one.latency_samples_s)
         notes += memory_notes(name, one.memory["repeats"])
         notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
+        notes += one.placement.get("notes", [])
     dense = None if baseline is None else measurements[1]
     return replace(measurements[0], baseline=dense, notes=tuple(notes))
 

@@ -22,7 +22,9 @@ CHANNEL_MULTIPLE = 8  # when the file says nothing: what the vector units of CPU
 RUNNERS = ("local", "ssh", "adb", "browser")
 PRECISIONS = ("fp32", "fp16", "int8")
 TOP_KEYS = ("name", "channel_multiple", "runtime", "budgets")
-RUNTIME_KEYS = ("runner", "provider", "provider_options", "host", "python", "threads", "precision", "input")
+RUNTIME_KEYS = (
+    "runner", "provider", "provider_options", "host", "python", "web", "threads", "precision", "input",
+)  # fmt: skip
 BUDGET_KEYS = tuple(f"{end}_{metric}" for metric in METRICS for end in ("max", "min"))
 
 # Every execution provider that a build of onnxruntime can have; the bench says whether this one has it.
@@ -82,8 +84,10 @@ class Runtime:
         runner: ``"local"``, ``"ssh"``, ``"adb"`` or ``"browser"``.
         provider: Execution provider of onnxruntime.
         provider_options: Handed to the provider as they are.
-        host: ``user@machine`` for ssh, a device serial for adb.
+        host: ``user@machine`` for ssh, a device serial for adb; for browser the address of this machine to serve
+            on, ``"lan"`` for the one on the local network.
         python: Interpreter that has the provider's onnxruntime; None: the one that runs edgeprune.
+        web: Folder of onnxruntime-web, for browser; None: ``node_modules`` here or above.
         threads: Threads of one inference.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         input: Shape of the input (N, C, H, W); None: as in the ONNX file.
@@ -94,6 +98,7 @@ class Runtime:
     provider_options: dict[str, str] = field(default_factory=dict)
     host: str | None = None
     python: str | None = None
+    web: str | None = None
     threads: int = 1
     precision: str = "fp32"
     input: tuple[int, ...] | None = None
@@ -302,6 +307,7 @@ def _runtime(table: _Table) -> Runtime:
         },
         host=table.take("host", _text, text_rule, default.host),
         python=table.take("python", _text, text_rule, default.python),
+        web=table.take("web", _text, text_rule, default.web),
         threads=table.take("threads", _positive, "a whole number of at least 1", default.threads),
         precision=table.take(
             "precision", _one_of(PRECISIONS), f"one of {', '.join(PRECISIONS)}", default.precision
@@ -311,8 +317,11 @@ def _runtime(table: _Table) -> Runtime:
     runner = table.values.get("runner", default.runner)
     if runner == "ssh" and "host" not in table.values:
         table.fault("runner", 'needs a host, e.g. host = "pi@raspberrypi.local"')
-    if runner in ("local", "browser") and "host" in table.values:
-        table.fault("host", f'the runner "{runner}" has none, expected runner = "ssh" or "adb", or no host')
+    if runner == "local" and "host" in table.values:
+        rule = 'the runner "local" has none, expected runner = "ssh", "adb" or "browser", or no host'
+        table.fault("host", rule)
+    if runner != "browser" and "web" in table.values:
+        table.fault("web", 'is for the runner "browser" alone')
     table.refuse_unknown(RUNTIME_KEYS)
     return runtime
 

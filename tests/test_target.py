@@ -15,6 +15,7 @@ SHIPPED = (
     "ios-coreml",
     "local-cpu",
     "local-cuda",
+    "phone-browser",
     "raspberry-pi-5",
     "snapdragon-qnn",
 )

@@ -122,6 +122,25 @@ TARGET = [
     _option("--target", metavar="NAME", text="A shipped target's name or a .toml file.", default="local-cpu")
 ]
 BENCH = [_option("--processes", type=click.IntRange(2), text="Fresh processes to time in.", default="10")]
+BROWSER = [
+    _option(
+        "--runner",
+        type=click.Choice(["local", "ssh", "adb", "browser"]),
+        text="Where to measure.",
+        default="the target's",
+    ),
+    _option(
+        "--host",
+        metavar="ADDRESS",
+        text="browser: serve on this address of this machine; lan: on the local network.",
+        default="the target's, or 127.0.0.1",
+    ),
+    _option("--port", type=click.IntRange(0, 65535), text="browser: serve on this port.", default="any"),
+    _option(
+        "--web", metavar="FOLDER", text="browser: onnxruntime-web.", default="the target's, or node_modules"
+    ),
+    _option("--wait", "wait_s", type=click.FloatRange(1), text="browser: seconds to wait for it.", default="300"),
+]
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

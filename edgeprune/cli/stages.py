@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, given, take
+from edgeprune.cli.options import BROWSER, BY_COMMAND, FILE, JSON, OUT, given, take
 
 if TYPE_CHECKING:
     from edgeprune.pipeline import RunFolder
@@ -161,6 +161,24 @@ def _folder(place: Path | None, out: Path | None) -> Path | None:
     return place if place is not None and (place.is_dir() or is_run_folder(place)) else None
 
 
+def _check_serving(serving: dict[str, Any], chosen: str | None, folder: Path | None) -> None:
+    """A run folder knows its target, and is measured as that says."""
+    if folder is not None and (serving or chosen):
+        from edgeprune.errors import UsageError
+
+        raise UsageError(
+            "could not measure",
+            where="--runner" if chosen else _option_of(serving),
+            value="given with a run folder",
+            expected="with an ONNX file",
+            hint='A run folder is measured as its target says: --target, e.g. a copy with runner = "browser".',
+        )
+
+
+def _option_of(serving: dict[str, Any]) -> str:
+    return f"--{next(iter(serving)).removesuffix('_s')}"
+
+
 @click.command("bench")
 @click.argument("model", type=FILE, required=False)
 @click.option("--baseline", type=FILE, metavar="FILE", help="The dense ONNX file.")
@@ -172,7 +190,7 @@ def _folder(place: Path | None, out: Path | None) -> Path | None:
     metavar="FILE",
     help="Where the measurement of an ONNX file goes.",
 )
-@take(*BY_COMMAND["bench"], OUT, JSON)
+@take(*BY_COMMAND["bench"], *BROWSER, OUT, JSON)
 def bench(
     model: Path | None, baseline: Path | None, save: Path, out: Path | None, as_json: bool, **options: Any
 ) -> None:
@@ -180,25 +198,43 @@ def bench(
 
     MODEL is an ONNX file, measured beside --baseline in the same processes, or a run folder.
     """
+    serving = {key: options.pop(key) for key in ("host", "port", "web", "wait_s")}
+    serving = {key: value for key, value in serving.items() if value is not None}
+    chosen = options.pop("runner")
     folder = _folder(model, out)
+    _check_serving(serving, chosen, folder)
     if folder is not None:
         go(folder, options, ("bench",), as_json, make=False)
         return
+    from dataclasses import replace
+
     from edgeprune.cli.display import Display
     from edgeprune.errors import UsageError
     from edgeprune.files import write_json
     from edgeprune.measurement import bench as measure
+    from edgeprune.runners import follow, open_runner
     from edgeprune.target import load_target
 
     if model is None:
         raise UsageError(
             "could not measure", where="MODEL", value="missing", expected="an .onnx file or a run folder"
         )
-    target = load_target(options["target"] or "local-cpu")
-    with Display() as display:
-        measurement = measure(
-            model, target, baseline=baseline, processes=options["processes"] or 10, on_progress=display.step
+    target = load_target(options["target"] or ("phone-browser" if chosen == "browser" else "local-cpu"))
+    if chosen is not None and chosen != target.runtime.runner:
+        target = replace(target, runtime=replace(target.runtime, runner=chosen, host=None))
+    if serving and target.runtime.runner != "browser":
+        raise UsageError(
+            "could not measure",
+            where=_option_of(serving),
+            value="given",
+            expected=f"for the runner browser alone, and the target's is {target.runtime.runner}",
+            hint="Add --runner browser.",
         )
+    with Display() as display, open_runner(target.runtime, display.say, **serving) as runner:
+        measurement = measure(
+            model, target, baseline=baseline, processes=options["processes"] or 10,
+            on_progress=follow(runner, display.step), runner=runner,
+        )  # fmt: skip
     write_json(save, measurement.to_json())
     if as_json:
         click.echo(json.dumps({**measurement.to_json(), "saved": str(save), "exit_code": 0}))

@@ -13,6 +13,7 @@ from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, bench, load_measurement
 from edgeprune.pipeline.context import Context
 from edgeprune.report import class_structure, junit_xml, make_report, report_html, report_markdown
+from edgeprune.runners import follow, open_runner
 from edgeprune.target import Target
 from edgeprune.verdict import Verdict, gate, verdicts_from_json, verdicts_to_json
 
@@ -52,13 +53,15 @@ def runtime_hash(target: Target) -> str:
 def bench_both(context: Context) -> dict[str, Any]:
     """Measure the slim network beside the dense one."""
     run = context.run
-    measurement = bench(
-        load_artifact(run.file("slim.onnx")),
-        context.target,
-        baseline=load_artifact(run.file("dense.onnx")),
-        processes=run.settings.processes,
-        on_progress=context.listener.step,
-    )
+    with open_runner(context.target.runtime, say=context.listener.say) as runner:
+        measurement = bench(
+            load_artifact(run.file("slim.onnx")),
+            context.target,
+            baseline=load_artifact(run.file("dense.onnx")),
+            processes=run.settings.processes,
+            on_progress=follow(runner, context.listener.step),
+            runner=runner,
+        )
     write_json(run.file("measurement.json"), measurement.to_json())
     return {"runtime": runtime_hash(context.target)}
 

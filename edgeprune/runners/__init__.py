@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgeprune.errors import MeasurementError
+from edgeprune.runners.browser import BrowserRunner
 from edgeprune.runners.local import LocalRunner
 from edgeprune.target import Runtime
 
-__all__ = ["RUNNERS", "LocalRunner", "Runner", "runner_for"]
+__all__ = ["RUNNERS", "BrowserRunner", "LocalRunner", "Runner", "follow", "open_runner", "runner_for"]
+
+OnProgress = Callable[[int, int, str], None]
 
 
 class Runner(Protocol):
@@ -34,7 +38,7 @@ class Runner(Protocol):
         ...
 
 
-RUNNERS: dict[str, Callable[[Runtime], Runner]] = {"local": LocalRunner}
+RUNNERS: dict[str, Callable[[Runtime], Runner]] = {"local": LocalRunner, "browser": BrowserRunner}
 
 
 def runner_for(runtime: Runtime) -> Runner:
@@ -52,3 +56,32 @@ def runner_for(runtime: Runtime) -> Runner:
             hint='Measure on the device itself with runner = "local", where edgeprune needs no torch.',
         )
     return RUNNERS[runtime.runner](runtime)
+
+
+def open_runner(
+    runtime: Runtime, say: Callable[[str], None] | None = None, **serving: Any
+) -> AbstractContextManager[Runner]:
+    """The runner that a target asks for, as a context that ends what the runner has started.
+
+    Args:
+        runtime: The target's.
+        say: Is told what a person has to do, as lines for a terminal.
+        **serving: What ``BrowserRunner`` takes beside, for that runner alone.
+
+    Raises:
+        MeasurementError: This version has no such runner.
+    """
+    runner = runner_for(runtime)
+    return BrowserRunner(runtime, say=say, **serving) if isinstance(runner, BrowserRunner) else nullcontext(runner)
+
+
+def follow(runner: Runner, on_progress: OnProgress) -> OnProgress:
+    """``on_progress``, shown on the device too if it has a screen that we draw on."""
+    if not isinstance(runner, BrowserRunner):
+        return on_progress
+
+    def on_both(done: int, total: int, text: str) -> None:
+        runner.step(done, total, text)
+        on_progress(done, total, text)
+
+    return on_both

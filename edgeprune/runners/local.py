@@ -24,6 +24,7 @@ PROBLEMS = {
     "placement": "could not prove where the nodes run",
     "latency": "could not measure latency",
     "memory": "could not measure memory",
+    "reference": "could not run the network on the CPU",
 }
 # Provider -> where it comes from, to follow "X comes with ...".
 PACKAGES = {

@@ -13,8 +13,15 @@ from .environment import check_environment, environment
 from .latency import latency
 from .memory import memory
 from .placement import placement
+from .reference import reference
 
-JOBS = {"environment": environment, "latency": latency, "memory": memory, "placement": placement}
+JOBS = {
+    "environment": environment,
+    "latency": latency,
+    "memory": memory,
+    "placement": placement,
+    "reference": reference,
+}
 
 
 def answer(job: Job) -> tuple[Job, int]:
