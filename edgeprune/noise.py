@@ -15,8 +15,8 @@ OUTLIER_FACTOR = 2.0  # times the median of its process
 OUTLIER_SHARE = 0.01
 MEMORY_SPREAD_BYTES = 10**6
 IN_BROWSER = (
-    "Measured in a browser: each process is a fresh web worker, with threads and memory of its own, but all are in "
-    "one page, so the interval may be too narrow. Measure again after closing the browser to see what that shifts."
+    "Measured in a browser: each process is a fresh web worker, with threads and memory of its own, but all "
+    "are in one page, so the interval may be too narrow: measure again after closing the browser."
 )
 
 

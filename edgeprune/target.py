@@ -84,8 +84,8 @@ class Runtime:
         runner: ``"local"``, ``"ssh"``, ``"adb"`` or ``"browser"``.
         provider: Execution provider of onnxruntime.
         provider_options: Handed to the provider as they are.
-        host: ``user@machine`` for ssh, a device serial for adb; for browser the address of this machine to serve
-            on, ``"lan"`` for the one on the local network.
+        host: ``user@machine`` for ssh, a device serial for adb, the address to serve on or ``"lan"`` for
+            browser.
         python: Interpreter that has the provider's onnxruntime; None: the one that runs edgeprune.
         web: Folder of onnxruntime-web, for browser; None: ``node_modules`` here or above.
         threads: Threads of one inference.

@@ -12,7 +12,7 @@ import pytest
 import edgeprune as ep
 
 SURFACE = {
-    "bench": "(artifact, target, *, baseline=None, processes=10, runs=70, on_progress=None)",
+    "bench": "(artifact, target, *, baseline=None, processes=10, runs=70, on_progress=None, runner=None)",
     "count_macs": "(model, example)",
     "count_params": "(model)",
     "evaluate": "(model, loader)",

@@ -224,7 +224,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", ["ssh", "adb", "browser"])
+@pytest.mark.parametrize("name", ["ssh", "adb"])
 def test_runner_that_is_not_in_this_version(name: str) -> None:
     assert name not in RUNNERS
     with pytest.raises(

@@ -122,6 +122,8 @@ FAULTS = [  # what stands in the file below its name, and what the one fault say
     ("[runtime]\nrunner = 3", "runtime.runner = 3: expected one of local, ssh, adb, browser"),
     ('[runtime]\nrunner = "ssh"', 'runtime.runner = "ssh": needs a host, e.g. host = "pi@raspberrypi.local"'),
     ('[runtime]\nhost = "a"', 'runtime.host = "a": the runner "local" has none'),
+    ('[runtime]\nweb = "a"', 'runtime.web = "a": is for the runner "browser" alone'),
+    ('[runtime]\nrunner = "browser"\nweb = 1', "runtime.web = 1: expected a text that is not empty"),
     ('[runtime]\nhost = ""\nrunner = "ssh"', 'runtime.host = "": expected a text that is not empty'),
     ('[runtime]\npython = "a\\nb"', 'runtime.python = "a\\nb": expected a text that is not empty'),
     (

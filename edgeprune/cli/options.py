@@ -139,7 +139,13 @@ BROWSER = [
     _option(
         "--web", metavar="FOLDER", text="browser: onnxruntime-web.", default="the target's, or node_modules"
     ),
-    _option("--wait", "wait_s", type=click.FloatRange(1), text="browser: seconds to wait for it.", default="300"),
+    _option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(0, min_open=True),
+        text="browser: seconds to wait for it.",
+        default="300",
+    ),
 ]
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -171,7 +171,7 @@ def _check_serving(serving: dict[str, Any], chosen: str | None, folder: Path | N
             where="--runner" if chosen else _option_of(serving),
             value="given with a run folder",
             expected="with an ONNX file",
-            hint='A run folder is measured as its target says: --target, e.g. a copy with runner = "browser".',
+            hint="A run folder is measured as its target says, e.g. --target phone-browser.",
         )
 
 

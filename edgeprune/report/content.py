@@ -258,7 +258,8 @@ def _unmeasured(measurement: Measurement) -> list[str]:
 def _method(measurement: Measurement) -> tuple[str, ...]:
     runtime, placement, dense = measurement.runtime, measurement.placement, measurement.baseline
     runs = sum(map(len, measurement.latency_samples_s))
-    processes = f"in {len(measurement.latency_samples_s)} fresh processes"
+    kind = "web workers" if runtime.get("runner") == "browser" else "processes"
+    processes = f"in {len(measurement.latency_samples_s)} fresh {kind}"
     lines = []
     if dense:
         lines.append(

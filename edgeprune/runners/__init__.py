@@ -72,7 +72,11 @@ def open_runner(
         MeasurementError: This version has no such runner.
     """
     runner = runner_for(runtime)
-    return BrowserRunner(runtime, say=say, **serving) if isinstance(runner, BrowserRunner) else nullcontext(runner)
+    return (
+        BrowserRunner(runtime, say=say, **serving)
+        if isinstance(runner, BrowserRunner)
+        else nullcontext(runner)
+    )
 
 
 def follow(runner: Runner, on_progress: OnProgress) -> OnProgress:

@@ -13,23 +13,22 @@ such as the copies of input and output. A software adapter is no device: its tim
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
-import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
 
 from edgeprune.errors import ArtifactError, EdgepruneError, MeasurementError
+from edgeprune.runners.browser.answers import ENVIRONMENT, is_whole
 from edgeprune.runners.browser.certificate import make_tls
 from edgeprune.runners.browser.desk import Desk, Gone
+from edgeprune.runners.browser.invitation import LOOPBACK, invite, serving_address
 from edgeprune.runners.browser.library import BACKENDS, find_library
-from edgeprune.runners.browser.server import LOOPBACK, PageServer
+from edgeprune.runners.browser.server import PageServer
 from edgeprune.runners.local import PROBLEMS, TIMEOUT_S, LocalRunner
 from edgeprune.statistics import ratio_estimate
 from edgeprune.target import Runtime
@@ -39,8 +38,8 @@ __all__ = ["BrowserRunner"]
 
 WAIT_S = 300.0
 END_S = 3.0  # for the page to hear that it is over
-# Largest |browser - CPU| / max |CPU| of an output that is called the same. GPUs may reorder and contract sums,
-# and what is behind WebNN computes in float16 as it likes.
+# Largest |browser - CPU| / max |CPU| of an output that is called the same. GPUs reorder and contract sums,
+# and what is behind WebNN may compute in float16.
 TOLERANCE = {"wasm": 1e-4, "webgpu": 1e-3, "webnn": 2e-2}
 TOLERANCE_BY_PRECISION = {"fp32": 0.0, "fp16": 1e-2, "int8": 5e-2}
 NO_MEMORY = "a page is not told the peak memory of the process that runs it"
@@ -151,7 +150,7 @@ class BrowserRunner:
         if self.server is not None:
             return
         library = find_library(self.runtime.provider, self.runtime.web)
-        address = _address(self.runtime.host)
+        address = serving_address(self.runtime.host)
         tls = None if address in LOOPBACK else make_tls(address)
         token = secrets.token_urlsafe(16)
         try:
@@ -169,7 +168,7 @@ class BrowserRunner:
         self.server.publish(library.script, "ort.mjs")
         self.server.publish(library.wasm, "ort.wasm")
         if self.say:
-            self.say(_invitation(self.server.url, self.desk.wait_s, tls and tls.fingerprint))
+            self.say(invite(self.server.url, self.desk.wait_s, tls and tls.fingerprint))
 
     def _model(self, path: Path) -> dict[str, Any]:
         """Serve a model with the input and the outputs of the CPU provider here, once."""
@@ -206,14 +205,14 @@ class BrowserRunner:
             raise MeasurementError(problem, where="the page", value=str(reason), hint=NEXT_STEP) from None
         fault = answer.get("error")
         if isinstance(fault, dict):
-            message = str(fault.get("message", "a failure without a text"))[:500]
+            message = str(fault.get("message", "a failure without a text"))
             if fault.get("kind") == "model":
                 where = str(fault.get("model", "the network"))
                 raise ArtifactError(f"{problem} in the browser", where=where, value=message)
-            hint = str(fault.get("hint", ""))[:300]
+            hint = str(fault.get("hint", ""))
             where = self.runtime.provider if fault.get("kind") == "provider" else "the page"
             raise MeasurementError(problem, where=where, value=message, hint=hint)
-        if not _is_whole(job, answer, len(request["models"])):
+        if not is_whole(job, answer, len(request["models"])):
             raise MeasurementError(
                 problem,
                 where="the page",
@@ -226,7 +225,7 @@ class BrowserRunner:
         self.software = answer["software_adapter"]
         return {
             "onnxruntime": f"{self.version} (onnxruntime-web)",
-            **answer,
+            **{key: answer.get(key) for key in ENVIRONMENT},
             "governor": None,
             "load_average": None,
         }
@@ -243,7 +242,7 @@ class BrowserRunner:
                 where=path.name,
                 value=f"computed with a difference of {shown} to the CPU here",
                 expected=f"at most {limit:g}",
-                hint="Try CPUExecutionProvider (WebAssembly), or another browser or version of onnxruntime-web.",
+                hint="Try CPUExecutionProvider (WebAssembly), another browser, or another onnxruntime-web.",
             )
         nodes, left = answer["nodes"], answer["left_to_cpu"]
         if provider not in nodes:
@@ -253,15 +252,18 @@ class BrowserRunner:
                 value=f"listed, but took none of the {sum(nodes.values())} nodes of {path.name}",
                 hint="CPUExecutionProvider is WebAssembly, which every browser has.",
             )
+        self.software = self.software or answer["software_adapter"]
         repeat, notes = int(answer["repeat"]), []
         self.models[path]["repeat"] = repeat
         if repeat > 1:
             notes.append(
-                f"{path.name}: a sample is the mean of {repeat} inferences, since the browser's clock has steps "
-                f"of {answer['clock_step_ms'] * 1e3:.0f} us: high percentiles of single ones are not seen."
+                f"{path.name}: a sample is the mean of {repeat} inferences, since the browser's clock has "
+                f"steps of {answer['clock_step_ms'] * 1e3:.0f} us: it hides high percentiles of single ones."
             )
         total = sum(nodes.values())
-        self.checked.append(f"{path.name}: {nodes[provider]} of {total} nodes, outputs within {difference:.1g}")
+        self.checked.append(
+            f"{path.name}: {nodes[provider]} of {total} nodes, outputs within {difference:.1g}"
+        )
         inputs = [
             {key: value[key] for key in ("name", "type", "shape")} for value in self.models[path]["inputs"]
         ]
@@ -289,7 +291,7 @@ class BrowserRunner:
             self.samples.setdefault(Path(path), []).append(timed["samples_ns"])
 
     def result(self) -> dict[str, Any]:
-        """What the page shows at the end: a median of each network and, of two, the ratio with its interval."""
+        """What the page shows at the end: each network's median and, of two, the ratio with its interval."""
         found: dict[str, Any] = {
             "medians": [
                 {"name": path.name, "seconds": middle, "text": format_quantity(middle, "time")}
@@ -305,98 +307,3 @@ class BrowserRunner:
             ratio = ratio_estimate(pairs)
             found["ratio"] = [ratio.value, ratio.low, ratio.high]
         return found
-
-
-def _address(host: str | None) -> str:
-    """The IP address to serve on."""
-    if host is None:
-        return LOOPBACK[0]
-    if host != "lan":
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            address = None
-        if address is None or address.is_unspecified:
-            raise MeasurementError(
-                "could not serve the page",
-                where="--host",
-                value=f"'{host}'",
-                expected='one IP address of this machine, or "lan" for its address on the local network',
-            )
-        return str(address)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # No packet is sent: the kernel only looks up from where it would go (a range for documentation).
-            probe.connect(("192.0.2.1", 9))
-            address = ipaddress.ip_address(probe.getsockname()[0])
-        except OSError:
-            address = None
-    if address is None or address.is_loopback:
-        raise MeasurementError(
-            "could not serve the page",
-            where="--host",
-            value="'lan', and this machine is in no network",
-            expected="a network that the device is in too",
-            hint="Or give an address of this machine.",
-        )
-    return str(address)
-
-
-def _invitation(url: str, wait_s: float, fingerprint: str | None) -> str:
-    """What the person must be told: where the page is, and who can reach it."""
-    lines = [_qr_code(url), f"Open this on the device to measure: {url}"]
-    if fingerprint is None:
-        lines.append(
-            "Served on this machine alone. For a phone on the same network: --host lan. For one on USB: --port "
-            "8000 here, `adb reverse tcp:8000 tcp:8000`, and the same address there."
-        )
-    else:
-        lines.append(
-            "Served to the local network, to whoever has this address. The browser does not know the "
-            "certificate and will ask; its SHA-256 fingerprint is"
-        )
-        lines.append(f"  {fingerprint}")
-    lines.append(f"Waiting for it for {wait_s:.0f} s; Ctrl-C ends.")
-    return "\n".join(line for line in lines if line)
-
-
-def _qr_code(text: str) -> str:
-    """A QR code for the terminal, or how to get one."""
-    try:
-        import segno
-    except ImportError:
-        return 'For a QR code here: pip install "edgeprune[browser]"'
-    drawn = StringIO()
-    segno.make(text, error="l", micro=False).terminal(drawn, compact=True)
-    return drawn.getvalue().rstrip("\n")
-
-
-def _is_whole(job: str, answer: dict[str, Any], models: int) -> bool:
-    """Whether an answer has what the rest reads: it comes from outside."""
-    if job == "environment":
-        return isinstance(answer.get("software_adapter"), str) and _is_count(answer.get("cores"))
-    if job == "placement":
-        nodes, left, difference = (answer.get(key) for key in ("nodes", "left_to_cpu", "difference"))
-        return (
-            isinstance(nodes, dict)
-            and all(map(_is_count, nodes.values()))
-            and isinstance(left, list)
-            and all(isinstance(node, dict) and {"name", "op_type"} <= set(node) for node in left)
-            and (difference is None or (isinstance(difference, float | int) and difference >= 0))
-            and _is_count(answer.get("repeat"))
-            and isinstance(answer.get("clock_step_ms"), float | int)
-        )
-    found = answer.get("models")
-    if not isinstance(found, list) or len(found) != models:
-        return False
-    lists = [one.get("samples_ns") if isinstance(one, dict) else None for one in found]
-    singles = [one.get(key) for one in found if isinstance(one, dict) for key in ("load_ns", "first_ns")]
-    return (
-        all(isinstance(taken, list) and taken and all(map(_is_count, taken)) for taken in lists)
-        and all(map(_is_count, singles))
-        and len({len(taken) for taken in lists if taken}) == 1
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -56,9 +56,9 @@ class Desk:
         A page that has the job that is laid out is at work on it, and asks to be seen.
         """
         with self.changed:
-            known = (self.count, self.ended)
-            if self.job is None or have == self.count:
-                self.changed.wait_for(lambda: (self.count, self.ended) != known, wait_s)
+            count = self.count
+            if self.job is None or have == count:
+                self.changed.wait_for(lambda: self.count != count or self.ended is not None, wait_s)
             self.seen = time.monotonic()
             if self.ended is not None:
                 self.told_end = True

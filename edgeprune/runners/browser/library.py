@@ -10,12 +10,14 @@ from edgeprune.errors import MeasurementError
 
 PACKAGE = "onnxruntime-web"
 OLDEST = (1, 24)
+_CPU_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+_GPU_FILES = ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
 # Provider -> what onnxruntime-web calls it, its script, its WebAssembly.
 BACKENDS = {
-    "CPUExecutionProvider": ("wasm", "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
-    "WebGpuExecutionProvider": ("webgpu", "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
-    "WebNNExecutionProvider": ("webnn", "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
-}  # fmt: skip
+    "CPUExecutionProvider": ("wasm", *_CPU_FILES),
+    "WebGpuExecutionProvider": ("webgpu", *_GPU_FILES),
+    "WebNNExecutionProvider": ("webnn", *_GPU_FILES),
+}
 
 
 class Library(NamedTuple):
@@ -48,16 +50,16 @@ def find_library(provider: str, folder: str | None = None, start: Path | None = 
             expected=f"one of {', '.join(BACKENDS)}",
             hint="CPUExecutionProvider is WebAssembly there.",
         )
-    package = next((path for path in _places(folder, start) if (path / "package.json").is_file()), None)
+    package = next((path for path in _places(folder, start) if _version(path)), None)
     if package is None:
         raise MeasurementError(
             problem,
             where=PACKAGE,
             value="not there" if folder is None else f"not in '{folder}'",
             expected=f"the npm package, at least {_dotted(OLDEST)}",
-            hint=f"Get it with `npm install {PACKAGE}`; --web, or runtime.web in the target, names its folder.",
+            hint=f"Get it with `npm install {PACKAGE}`; --web or runtime.web names its folder.",
         )
-    version = _version(package / "package.json")
+    version = _version(package)
     backend, script, wasm = BACKENDS[provider]
     absent = [name for name in (script, wasm) if not (package / "dist" / name).is_file()]
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -65,7 +67,7 @@ def find_library(provider: str, folder: str | None = None, start: Path | None = 
         raise MeasurementError(
             problem,
             where=str(package),
-            value=f"version {version or 'unknown'}" + (f" without {', '.join(absent)}" if absent else ""),
+            value=f"version {version}" + (f" without {', '.join(absent)}" if absent else ""),
             expected=f"{PACKAGE} of at least {_dotted(OLDEST)}",
             hint=f"Get it with `npm install {PACKAGE}@latest`.",
         )
@@ -81,13 +83,14 @@ def _places(folder: str | None, start: Path | None) -> list[Path]:
     return [inside, given / PACKAGE, given / "node_modules" / PACKAGE]
 
 
-def _version(path: Path) -> str:
-    """What a package.json says, if it is the one of onnxruntime-web."""
+def _version(package: Path) -> str:
+    """What the package.json of a folder says, if it is the one of onnxruntime-web."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((package / "package.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    return str(content.get("version", "")) if content.get("name") == PACKAGE else ""
+    named = isinstance(content, dict) and content.get("name") == PACKAGE
+    return str(content.get("version", "")) if named else ""
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

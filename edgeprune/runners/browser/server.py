@@ -14,12 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
+from edgeprune.runners.browser.answers import cleaned
 from edgeprune.runners.browser.desk import Desk
+from edgeprune.runners.browser.invitation import LOOPBACK
 
 MAX_BODY_BYTES = 8 * 2**20
 IDLE_S = 30.0  # a connection that says nothing for so long is closed
+BEAT_S = 0.1  # how often the server looks whether it is to end
 POLL_S = 15.0  # a page that asks for work is told "not yet" after so long
-LOOPBACK = ("127.0.0.1", "::1")
 PAGE = {"": "index.html", "page.css": "page.css", "page.js": "page.js", "worker.js": "worker.js"}
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -35,7 +37,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-        "connect-src 'self'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",  # the address holds the token
     "X-Content-Type-Options": "nosniff",
@@ -65,7 +68,7 @@ class PageServer(ThreadingHTTPServer):
         page = files("edgeprune.runners.browser") / "page"
         self.paths: dict[str, Path] = {path: Path(str(page / name)) for path, name in PAGE.items()}
         super().__init__((address, port), Handler)
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True)
+        self.thread = threading.Thread(target=self.serve_forever, args=(BEAT_S,), daemon=True)
         self.thread.start()
 
     @property
@@ -97,9 +100,7 @@ class PageServer(ThreadingHTTPServer):
         connection, address = super().get_request()
         connection.settimeout(IDLE_S)
         if self.context:
-            connection = self.context.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
+            connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -128,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         """The server, by its own type."""
         return cast(PageServer, self.server)
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class looks for this name
+    def do_GET(self) -> None:
         """A file of the page."""
         path = self.allowed_path()
         if path is None:
@@ -144,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.reply(HTTPStatus.OK, content, TYPES.get(file.suffix, "application/octet-stream"))
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """The page asks for work, or hands in what it has done."""
         path = self.allowed_path()
         if path is None:
@@ -194,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return None
         try:
-            message = json.loads(self.rfile.read(int(length)))
+            message = cleaned(json.loads(self.rfile.read(int(length))))
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):

@@ -1,4 +1,4 @@
-"""What a model computes on the CPU provider, as files: something to compare another runtime's outputs with."""
+"""What a model computes on the CPU provider, as files, to compare another runtime's outputs with."""
 
 from __future__ import annotations
 

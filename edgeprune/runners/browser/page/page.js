@@ -2,7 +2,8 @@
 
 const $ = (id) => document.getElementById(id);
 const KINDS = { wasm: "WebAssembly on the processor", webgpu: "WebGPU on the graphics processor", webnn: "WebNN" };
-const WORDS = { environment: "Looking at this browser", placement: "Comparing outputs", latency: "Timing both networks" };
+const WORDS = { environment: "Looking at this browser", placement: "Comparing outputs", latency: "Timing" };
+const FACTS = ["Networks", "Input", "Runs as", "Nodes", "Outputs", "Adapter", "Clock", "Browser"];
 
 // A page that is loaded anew in the same tab keeps its name, so that the other side knows it again.
 const page = sessionStorage.getItem(location.pathname) ?? name_of_page();
@@ -75,7 +76,8 @@ async function post(path, message) {
 // --- jobs ---------------------------------------------------------------------------------------------------
 
 async function do_job(job) {
-  $("now").textContent = WORDS[job.job] ?? "Working";
+  const part = / \d+ of \d+$/.exec($("now").textContent)?.[0] ?? "";
+  $("now").textContent = `${WORDS[job.job] ?? "Working"}${part && `, part${part}`}`;
   show_job(job);
   try {
     for (;;) {
@@ -157,17 +159,20 @@ function names(more) {
 }
 
 let worst = 0;
+const nodes_of = new Map();
 function show_answer(job, answer) {
   if (answer.error) return;
   if (job.job === "environment") {
     if (answer.gpu) fact("Adapter", answer.gpu + (answer.software_adapter ? " (software: a test of function, no figure)" : ""));
     fact("Clock", `steps of ${Number((1000 * answer.clock_step_ms).toPrecision(2))} µs`);
     fact("Browser", answer.browser || answer.platform);
+    if (!answer.cross_origin_isolated) warn("This page is not isolated: the clock is coarse, and there are no threads.");
   }
   if (job.job === "placement") {
-    const total = Object.values(answer.nodes).reduce((a, b) => a + b, 0);
     worst = Math.max(worst, answer.difference ?? Infinity);
-    fact("Nodes", Object.entries(answer.nodes).map(([provider, count]) => `${count} of ${total} on ${provider.replace("ExecutionProvider", "")}`).join(", "));
+    const nodes = Object.entries(answer.nodes).map(([provider, count]) => `${count} by ${provider.replace("ExecutionProvider", "")}`);
+    nodes_of.set(job.models[0].name, nodes.join(", "));
+    fact("Nodes", [...new Set(nodes_of.values())].length === 1 ? nodes.join(", ") : [...nodes_of].map((pair) => pair.join(": ")).join("; "));
     fact("Outputs", `differ from the other machine's by ${worst.toPrecision(2)} of the largest`);
   }
 }
@@ -180,7 +185,8 @@ function fact(name, text) {
     row.dataset.name = name;
     row.append(document.createElement("dt"), document.createElement("dd"));
     row.firstChild.textContent = name;
-    $("facts").append(row);
+    const later = [...$("facts").children].find((other) => FACTS.indexOf(other.dataset.name) > FACTS.indexOf(name));
+    $("facts").insertBefore(row, later ?? null);
   }
   row.lastChild.textContent = text;
 }
@@ -217,7 +223,7 @@ function show_end({ error, result }) {
     const kind = high < 1 ? "good" : low > 1 ? "bad" : "open";
     $("ratio").classList.add(kind);
     const what = { good: "is faster", bad: "is slower", open: "cannot be told from it" }[kind];
-    verdict = `of the dense network's time, between ${low.toFixed(2)} and ${high.toFixed(2)}: `
+    verdict = `Of the dense network's time, between ${low.toFixed(2)} and ${high.toFixed(2)}: `
       + (kind === "open" ? `the slim network ${what}.` : `the slim network ${what} on this device.`);
   }
   $("fine").textContent = `Medians of one inference, over ${result.processes} fresh web workers. The full measurement is on the machine that showed the address.`;
@@ -226,7 +232,7 @@ function show_end({ error, result }) {
 
 function end(title, text, good = false) {
   $("title").textContent = title;
-  $("verdict").textContent = text;
+  $("verdict").textContent = text.charAt(0).toUpperCase() + text.slice(1);
   $("verdict").className = good ? "" : "bad";
   $("work").hidden = true;
   $("outcome").hidden = false;

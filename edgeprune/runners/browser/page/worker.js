@@ -61,7 +61,7 @@ async function environment({ job, library }) {
   await open_library(job, library);
   const adapter = job.backend === "webgpu" ? await adapter_info() : null;
   return {
-    browser: navigator.userAgentData?.brands?.map((b) => `${b.brand} ${b.version}`).join(", ") || "",
+    browser: navigator.userAgentData?.brands?.filter((b) => !/not.?a.?brand/i.test(b.brand)).map((b) => `${b.brand} ${b.version}`).join(", ") || "",
     platform: navigator.userAgent,
     machine: navigator.userAgentData?.platform ?? "",
     cores: navigator.hardwareConcurrency || 1,
@@ -76,7 +76,10 @@ async function environment({ job, library }) {
 async function adapter_info() {
   const adapter = await navigator.gpu.requestAdapter();
   if (!adapter) throw new Fault("provider", "absent: the browser has no GPU adapter");
-  const info = adapter.info ?? {};
+  return described(adapter.info ?? {}, adapter);
+}
+
+function described(info, adapter = {}) {
   const text = [info.vendor, info.architecture, info.device, info.description].filter(Boolean).join(" ") || "unnamed";
   const fallback = info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false;
   return { text, software: fallback || SOFTWARE.test(text) };
@@ -130,6 +133,8 @@ async function placement({ job, library }) {
     throw new Fault("provider", `asked for ${job.threads} threads and started ${threadsStarted + 1}`);
   }
   const outputs = await run_once(session, model, feeds(ort, model));
+  // The device that onnxruntime-web has really taken; asking the browser for one may give another.
+  const taken = job.backend === "webgpu" ? described((await ort.env.webgpu.device)?.adapterInfo ?? {}) : null;
   printed.length = 0;
   session.endProfiling();
   const kernels = profiled(printed);
@@ -142,7 +147,8 @@ async function placement({ job, library }) {
     nodes,
     left_to_cpu: left.map(({ name, op_type }) => ({ name, op_type })),
     difference: await largest_difference(model, outputs),
-    ...(await how_often(ort, job, model)),
+    software_adapter: taken?.software ? taken.text : "",
+    ...(await how_often(ort, job, model, taken?.software)),
   };
 }
 
@@ -162,14 +168,15 @@ function profiled(lines) {
 }
 
 // How many inferences make a sample, so that the steps of the clock do not show.
-async function how_often(ort, job, model) {
+async function how_often(ort, job, model, is_software) {
+  const step = clock_step_ms();
+  if (is_software) return { repeat: 1, clock_step_ms: step }; // it will not be timed
   const session = await open_session(ort, job, model);
   const feed = feeds(ort, model);
   await warm(session, feed);
   const start = performance.now();
   for (let k = 0; k < WARM_UP; k++) await session.run(feed);
   const one = (performance.now() - start) / WARM_UP;
-  const step = clock_step_ms();
   await session.release();
   return { repeat: Math.min(1000, Math.max(1, Math.ceil((FINE * step) / Math.max(one, step / 100)))), clock_step_ms: step };
 }
