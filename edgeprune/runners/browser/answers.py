@@ -49,7 +49,7 @@ def _are_texts(value: dict[str, Any], *keys: str) -> bool:
 
 
 def cleaned(value: Any) -> Any:
-    """A JSON value whose texts are short and free of control characters: they end in terminals and reports."""
+    """A JSON value whose texts are short and printable: they end in terminals and reports."""
     if isinstance(value, str):
         return "".join(filter(str.isprintable, value[:MAX_TEXT]))
     if isinstance(value, dict):
