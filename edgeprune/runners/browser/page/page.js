@@ -223,7 +223,7 @@ function show_end({ error, result }) {
     const kind = high < 1 ? "good" : low > 1 ? "bad" : "open";
     $("ratio").classList.add(kind);
     const what = { good: "is faster", bad: "is slower", open: "cannot be told from it" }[kind];
-    verdict = `Of the dense network's time, between ${low.toFixed(2)} and ${high.toFixed(2)}: `
+    verdict = `of the dense network's time, between ${low.toFixed(2)} and ${high.toFixed(2)}: `
       + (kind === "open" ? `the slim network ${what}.` : `the slim network ${what} on this device.`);
   }
   $("fine").textContent = `Medians of one inference, over ${result.processes} fresh web workers. The full measurement is on the machine that showed the address.`;
@@ -232,7 +232,7 @@ function show_end({ error, result }) {
 
 function end(title, text, good = false) {
   $("title").textContent = title;
-  $("verdict").textContent = text.charAt(0).toUpperCase() + text.slice(1);
+  $("verdict").textContent = good ? text : text.charAt(0).toUpperCase() + text.slice(1);
   $("verdict").className = good ? "" : "bad";
   $("work").hidden = true;
   $("outcome").hidden = false;
