@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ from edgeprune.noise import (
 )
 from edgeprune.placement import functional_only, with_share_of_macs
 from edgeprune.precision import precision_notes
-from edgeprune.runners import Runner, runner_for
+from edgeprune.runners import Runner, open_runner
 from edgeprune.statistics import MIN_PROCESSES, MIN_SAMPLES, is_narrow, percentile_estimate, ratio_estimate
 from edgeprune.target import Runtime, Target
 
@@ -36,6 +38,7 @@ SECONDS_PER_PROCESS = 3.0  # of timed runs, once there are enough for the 95th p
 NOT_TOLD = "this runner does not tell it"
 
 OnProgress = Callable[[int, int, str], None]
+_LOG = logging.getLogger(__name__)  # for what a person must do at a device, where no command line tells it
 
 
 def bench(
@@ -49,6 +52,7 @@ def bench(
     instructions: bool = False,
     latency: bool = True,
     on_progress: OnProgress | None = None,
+    runner: Runner | None = None,
 ) -> Measurement:
     """Measure an ONNX file on a target, and its dense network in the same processes.
 
@@ -70,6 +74,7 @@ def bench(
         instructions: Count those of one warm inference too, as is done if a budget of the target needs them.
         latency: Time the networks. On an emulated processor neither time nor memory is ever taken.
         on_progress: Called with (steps done, steps in all, what comes next).
+        runner: One that is open; None: the target's, opened and closed here.
 
     Raises:
         UsageError: ``processes``, ``runs`` or ``budget_seconds`` is too small; instructions of several
@@ -88,8 +93,9 @@ def bench(
     artifacts = [_as_artifact(one) for one in (artifact, baseline) if one is not None]
     about_precision = precision_notes(artifacts, target.runtime)
     timing = Timing(processes if latency else 0, runs, budget_seconds, started)
-    with runner_for(target.runtime) as runner:
-        measured = _measure(runner, target, artifacts, timing, launches, on_progress)
+    opened = contextlib.nullcontext(runner) if runner else open_runner(target.runtime, say=_LOG.warning)
+    with opened as ready:
+        measured = _measure(ready, target, artifacts, timing, launches, on_progress)
     return replace(measured, notes=(*about_precision, *measured.notes))
 
 
@@ -157,6 +163,7 @@ def _measure(
         notes += memory_notes(name, one.memory["repeats"])
         notes += instruction_notes(name, one.instructions["repeats"])
         notes += placement_notes(name, target.runtime.provider, one.placement["left_to_cpu"])
+        notes += one.placement.get("notes", [])
     dense = measurements[1] if len(measurements) > 1 else None
     return replace(measurements[0], baseline=dense, notes=tuple(notes))
 

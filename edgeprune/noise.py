@@ -18,6 +18,10 @@ THROTTLED = 0.01  # of the time
 OUTLIER_FACTOR = 2.0  # times the median of its process
 OUTLIER_SHARE = 0.01
 MEMORY_SPREAD_BYTES = 10**6
+IN_BROWSER = (
+    "Measured in a browser: each process is a fresh web worker, with threads and memory of its own, but all "
+    "are in one page, so the interval may be too narrow: measure again after closing the browser."
+)
 
 
 def machine_notes(environment: dict[str, Any], runtime: Runtime) -> list[str]:
@@ -27,7 +31,7 @@ def machine_notes(environment: dict[str, Any], runtime: Runtime) -> list[str]:
         environment: The worker's answer, taken before anything ran.
         runtime: How the networks are run.
     """
-    notes = []
+    notes = [IN_BROWSER] if runtime.runner == "browser" else []
     load, cores, governor = environment["load_average"], environment["cores"], environment["governor"]
     if load is not None and load > BUSY_SHARE * cores:
         notes.append(f"The load average was {load:.1f} on {cores} cores: end other work and measure again.")

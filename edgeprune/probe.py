@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from edgeprune.latency_budget import NAME, Candidate, LatencySearch
 from edgeprune.metrics import Estimate
 from edgeprune.onnx_export import export
 from edgeprune.plan import Plan
-from edgeprune.runners import runner_for
+from edgeprune.runners import open_runner
 from edgeprune.statistics import ratio_estimate
 from edgeprune.surgery import slim
 from edgeprune.target import Target
@@ -27,6 +28,7 @@ QUICK: dict[str, Any] = {"processes": 4, "runs": 40, "seconds": 1.0}
 """A quick measurement."""
 
 OnProgress = Callable[[int, int, str], None]
+_LOG = logging.getLogger(__name__)  # for what a person must do at a device
 
 
 def check_latency_budget(limit: float | None, target: Target | None) -> None:
@@ -80,7 +82,7 @@ class LatencyProbe:
         shape = tuple((example if isinstance(example, Tensor) else example[0]).shape)
         # A target that feeds another shape needs a file that takes it.
         self.dynamic_batch = target.runtime.input is not None and target.runtime.input != shape
-        self.runner = runner_for(target.runtime)
+        self.runner = open_runner(target.runtime, say=_LOG.warning)
         self._files: dict[float | None, Path] = {}
 
     def __enter__(self) -> LatencyProbe:
@@ -137,7 +139,7 @@ class LatencyProbe:
         if not full:
             timed = time_in_turns(self.runner, [small, dense], **QUICK)
             return ratio_estimate([list(zip(*pair, strict=True)) for pair in zip(*timed, strict=True)])
-        measured = bench(small, self.target, baseline=dense)
+        measured = bench(small, self.target, baseline=dense, runner=self.runner)
         ratio = measured.latency_ratio
         if ratio is None:
             raise MeasurementError(

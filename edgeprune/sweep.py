@@ -68,6 +68,14 @@ def measure_sweep(
     """
     started = time.monotonic()
     check_options(processes=processes, runs=1, budget_seconds=budget_seconds)
+    if target.runtime.runner == "browser":
+        raise UsageError(
+            "could not plan the sweep",
+            where="runtime.runner",
+            value="'browser'",
+            expected="a runner that needs nobody at the device",
+            hint="Measure one batch size and number of threads at a time.",
+        )
     for name, values in (("--sweep-batch", batches), ("--sweep-threads", threads)):
         if any(value < 1 for value in values) or len(set(values)) < len(values):
             raise UsageError(

@@ -23,7 +23,7 @@ RUNNERS = ("local", "ssh", "adb", "browser")
 PRECISIONS = ("fp32", "fp16", "int8")
 TOP_KEYS = ("name", "channel_multiple", "runtime", "budgets")
 RUNTIME_KEYS = (
-    "runner", "provider", "provider_options", "strict", "host", "python", "perf_test", "threads",
+    "runner", "provider", "provider_options", "strict", "host", "python", "perf_test", "web", "threads",
     "precision", "input", "inputs", "dims",
 )  # fmt: skip
 SHAPE_RULE = "whole numbers of at least 1, e.g. [1, 3, 32, 32]"
@@ -87,11 +87,13 @@ class Runtime:
         provider: Execution provider of onnxruntime.
         provider_options: Handed to the provider as they are.
         strict: Refuse a network of which the provider leaves a node to the CPU.
-        host: ``user@machine`` for ssh, a device serial for adb.
+        host: ``user@machine`` for ssh, a device serial for adb, the address to serve on or ``"lan"`` for
+            browser.
         python: Interpreter that has the provider's onnxruntime; None: the one that runs edgeprune, on a board
             ``python3``.
         perf_test: onnxruntime_perf_test for the device behind ``"adb"``, a file on this machine; libraries
             (``*.so``) in its folder go with it.
+        web: Folder of onnxruntime-web, for browser; None: ``node_modules`` here or above.
         threads: Threads of one inference.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         input: Shape of the first input (N, C, H, W); None: as in the ONNX file.
@@ -105,6 +107,7 @@ class Runtime:
     host: str | None = None
     python: str | None = None
     perf_test: str | None = None
+    web: str | None = None
     threads: int = 1
     precision: str = "fp32"
     input: tuple[int, ...] | None = None
@@ -321,6 +324,7 @@ def _runtime(table: _Table) -> Runtime:
         host=table.take("host", _text, text_rule, default.host),
         python=table.take("python", _text, text_rule, default.python),
         perf_test=table.take("perf_test", _text, text_rule, default.perf_test),
+        web=table.take("web", _text, text_rule, default.web),
         threads=table.take("threads", _positive, "a whole number of at least 1", default.threads),
         precision=table.take(
             "precision", _one_of(PRECISIONS), f"one of {', '.join(PRECISIONS)}", default.precision
@@ -333,8 +337,9 @@ def _runtime(table: _Table) -> Runtime:
     runner = table.values.get("runner", default.runner)
     if runner == "ssh" and "host" not in table.values:
         table.fault("runner", 'needs a host, e.g. host = "pi@raspberrypi.local"')
-    if runner in ("local", "browser") and "host" in table.values:
-        table.fault("host", f'the runner "{runner}" has none, expected runner = "ssh" or "adb", or no host')
+    if runner == "local" and "host" in table.values:
+        rule = 'the runner "local" has none, expected runner = "ssh", "adb" or "browser", or no host'
+        table.fault("host", rule)
     if runner != "adb" and "perf_test" in table.values:
         table.fault(
             "perf_test", f'the runner "{runner}" takes none, expected runner = "adb", or no perf_test'
@@ -343,6 +348,8 @@ def _runtime(table: _Table) -> Runtime:
         table.fault(
             "python", f'the runner "{runner}" has none, expected runner = "local" or "ssh", or no python'
         )
+    if runner != "browser" and "web" in table.values:
+        table.fault("web", 'is for the runner "browser" alone')
     table.refuse_unknown(RUNTIME_KEYS)
     return runtime
 

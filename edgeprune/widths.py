@@ -16,6 +16,7 @@ Device side: no torch, no onnx.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ from edgeprune.errors import MeasurementError, UsageError
 from edgeprune.metrics import Estimate
 from edgeprune.noise import machine_notes
 from edgeprune.onnx_writer import model, node, value, weight
-from edgeprune.runners import Runner, runner_for
+from edgeprune.runners import Runner, open_runner
 from edgeprune.statistics import MINIMAL_CLAIM, median_estimate
 from edgeprune.target import Target
 from edgeprune.turns import time_in_turns
@@ -46,6 +47,7 @@ RUNS = 10  # of each width in each process
 SECONDS_PER_PROCESS = 20.0
 
 OnProgress = Callable[[int, int, str], None]
+_LOG = logging.getLogger(__name__)  # for what a person must do at a device
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def measure_widths(
             on_progress(done, total, text)
         done += 1
 
-    with runner_for(runtime) as runner:
+    with open_runner(runtime, say=_LOG.warning) as runner:
         environment = runner.run("environment")
         notes = machine_notes(environment, runtime)
         widths = tuple(range(first, last + 1))

@@ -28,7 +28,8 @@ HOST_SIDE = [
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
 # Third-party packages, besides the standard library.
-DEVICE_PACKAGES = {"numpy", "onnxruntime", "rich"}
+OPTIONAL_PACKAGES = {"cryptography", "segno"}  # of the extra `browser`
+DEVICE_PACKAGES = {"numpy", "onnxruntime", "rich"} | OPTIONAL_PACKAGES
 PLUGINS = {"onnxruntime_qnn", "onnxruntime_ep_webgpu"}  # providers, for the worker alone
 HOST_PACKAGES = DEVICE_PACKAGES | {
     "torch", "torchvision", "onnx", "safetensors", "scipy", "sklearn", "timm", "PIL"
@@ -111,7 +112,7 @@ def import_faults(module: str, source: str) -> Iterator[str]:
         elif root not in sys.stdlib_module_names:
             if root not in (packages | PLUGINS if in_worker else packages):
                 yield f"{module} imports {name}: not for this layer"
-            if root == "onnxruntime" and on_top and not in_worker:
+            if root in {"onnxruntime", *OPTIONAL_PACKAGES} and on_top and not in_worker:
                 yield f"{module} imports {name}: outside a function"
             if own == "cli" and on_top and root not in {"click", "rich"}:
                 yield f"{module} imports {name}: outside a function"

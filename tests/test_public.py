@@ -13,7 +13,7 @@ import edgeprune as ep
 
 SURFACE = {
     "bench": "(artifact, target, *, baseline=None, processes=30, runs=70, budget_seconds=None, "
-    "instructions=False, latency=True, on_progress=None)",
+    "instructions=False, latency=True, on_progress=None, runner=None)",
     "convert": "(artifact, path, *, precision, provider='CPUExecutionProvider', data=None, images=512, "
     "tolerance=None)",
     "count_macs": "(model, example)",

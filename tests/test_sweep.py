@@ -109,6 +109,12 @@ def _relu(path: Path, batch: int | str) -> Path:
     return path
 
 
+def test_a_sweep_needs_nobody_at_the_device() -> None:
+    target = replace(TARGET, runtime=Runtime(runner="browser"))
+    with pytest.raises(UsageError, match=r"runtime.runner is 'browser', expected a runner that needs nobody"):
+        measure_sweep("m.onnx", target, threads=(1, 2))
+
+
 def test_real_file_with_a_fixed_batch(tmp_path: Path) -> None:
     expected = (
         r"could not sweep over the batch size: m.onnx is unable to take a batch of 2: .*1x8, while 2x8 is "

@@ -15,6 +15,7 @@ SHIPPED = (
     "ios-coreml",
     "local-cpu",
     "local-cuda",
+    "phone-browser",
     "raspberry-pi-5",
     "snapdragon-qnn",
 )
@@ -146,6 +147,8 @@ FAULTS = [  # what stands in the file below its name, and what the one fault say
         '[runtime]\nrunner = "adb"\npython = "x"',
         'runtime.python = "x": the runner "adb" has none, expected runner = "local" or "ssh", or no python',
     ),
+    ('[runtime]\nweb = "a"', 'runtime.web = "a": is for the runner "browser" alone'),
+    ('[runtime]\nrunner = "browser"\nweb = 1', "runtime.web = 1: expected a text that is not empty"),
     ('[runtime]\nhost = ""\nrunner = "ssh"', 'runtime.host = "": expected a text that is not empty'),
     ('[runtime]\npython = "a\\nb"', 'runtime.python = "a\\nb": expected a text that is not empty'),
     (

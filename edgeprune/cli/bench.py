@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, SIZES, take, with_sizes
+from edgeprune.cli.options import BROWSER, BY_COMMAND, FILE, JSON, OUT, SIZES, take, with_sizes
 from edgeprune.cli.stages import folder_of, go
 from edgeprune.errors import UsageError
 
@@ -25,7 +26,7 @@ from edgeprune.errors import UsageError
 @click.option("--sweep-batch", metavar="1,2,4", help="Measure at each of these batch sizes.")
 @click.option("--sweep-threads", metavar="1,2", help="Measure with each of these numbers of threads.")
 @click.option("--widths", is_flag=True, help="Measure widths instead: `edgeprune widths` as it is.")
-@take(*BY_COMMAND["bench"], *SIZES, OUT, JSON)
+@take(*BY_COMMAND["bench"], *SIZES, *BROWSER, OUT, JSON)
 def bench(
     model: Path | None,
     baseline: Path | None,
@@ -49,7 +50,11 @@ def bench(
         forward_to_widths(given, as_json, options)
         return
     batches, threads = counts("--sweep-batch", sweep_batch), counts("--sweep-threads", sweep_threads)
+    serving = {key: options.pop(key) for key in ("host", "port", "web", "wait_s")}
+    serving = {key: value for key, value in serving.items() if value is not None}
+    chosen = options.pop("runner")
     folder = folder_of(model, out, inputs + dims)
+    check_serving(serving, chosen, folder)
     if folder is not None and (batches or threads):
         raise UsageError(
             "could not sweep",
@@ -65,6 +70,7 @@ def bench(
     from edgeprune.benchmark import bench as measure
     from edgeprune.cli.display import Display
     from edgeprune.files import write_json
+    from edgeprune.runners import follow, open_runner
     from edgeprune.sweep import measure_sweep
     from edgeprune.target import load_target
 
@@ -72,7 +78,18 @@ def bench(
         raise UsageError(
             "could not measure", where="MODEL", value="missing", expected="an .onnx file or a run folder"
         )
-    target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
+    named = options["target"] or ("phone-browser" if chosen == "browser" else "local-cpu")
+    target = with_sizes(load_target(named), inputs, dims)
+    if chosen is not None and chosen != target.runtime.runner:
+        target = replace(target, runtime=replace(target.runtime, runner=chosen, host=None))
+    if serving and target.runtime.runner != "browser":
+        raise UsageError(
+            "could not measure",
+            where=option_of(serving),
+            value="given",
+            expected=f"for the runner browser alone, and the target's is {target.runtime.runner}",
+            hint="Add --runner browser.",
+        )
     processes, budget_seconds = options["processes"] or PROCESSES, options["budget_seconds"]
     if batches or threads:
         if options["instructions"] or options["latency"] is False:
@@ -90,11 +107,11 @@ def bench(
             )  # fmt: skip
         tell_sweep(points, save or Path("sweep.json"), as_json)
         return
-    with Display() as display:
+    with Display() as display, open_runner(target.runtime, display.say, **serving) as runner:
         measurement = measure(
             model, target, baseline=baseline, processes=processes, budget_seconds=budget_seconds,
             instructions=bool(options["instructions"]), latency=options["latency"] is not False,
-            on_progress=display.step,
+            on_progress=follow(runner, display.step), runner=runner,
         )  # fmt: skip
     save = save or Path("measurement.json")
     write_json(save, measurement.to_json())
@@ -103,6 +120,23 @@ def bench(
         return
     tell_measurement(measurement)
     click.echo(f"measurement: {save}")
+
+
+def check_serving(serving: dict[str, Any], chosen: str | None, folder: Path | None) -> None:
+    """A run folder knows its target, and is measured as that says."""
+    if folder is not None and (serving or chosen):
+        raise UsageError(
+            "could not measure",
+            where="--runner" if chosen else option_of(serving),
+            value="given with a run folder",
+            expected="with an ONNX file",
+            hint="A run folder is measured as its target says, e.g. --target phone-browser.",
+        )
+
+
+def option_of(serving: dict[str, Any]) -> str:
+    """The first of the options for the browser that was given."""
+    return f"--{next(iter(serving)).removesuffix('_s')}"
 
 
 def counts(option: str, text: str | None) -> tuple[int, ...]:

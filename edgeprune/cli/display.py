@@ -70,6 +70,10 @@ class Display:
             progress.seconds_left,
         )
 
+    def say(self, text: str) -> None:
+        """What a person has to do, e.g. at the device."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
     def step(self, done: int, total: int, text: str) -> None:
         """A measurement goes on."""
         self._show(self.stage_name or "bench", done, total, text, None)

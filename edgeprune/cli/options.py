@@ -169,6 +169,31 @@ SIZES = [
         default="1 for a batch",
     ),
 ]
+BROWSER = [
+    _option(
+        "--runner",
+        type=click.Choice(["local", "ssh", "adb", "browser"]),
+        text="Where to measure.",
+        default="the target's",
+    ),
+    _option(
+        "--host",
+        metavar="ADDRESS",
+        text="browser: serve on this address of this machine; lan: on the local network.",
+        default="the target's, or 127.0.0.1",
+    ),
+    _option("--port", type=click.IntRange(0, 65535), text="browser: serve on this port.", default="any"),
+    _option(
+        "--web", metavar="FOLDER", text="browser: onnxruntime-web.", default="the target's, or node_modules"
+    ),
+    _option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(0, min_open=True),
+        text="browser: seconds to wait for it.",
+        default="300",
+    ),
+]
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

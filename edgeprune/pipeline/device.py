@@ -15,6 +15,7 @@ from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.stages import variant_of
 from edgeprune.report import class_structure, junit_xml, make_report, report_html, report_markdown
+from edgeprune.runners import follow, open_runner
 from edgeprune.target import Target
 from edgeprune.verdict import Verdict, gate, verdicts_from_json, verdicts_to_json
 
@@ -55,16 +56,18 @@ def runtime_hash(target: Target) -> str:
 def bench_both(context: Context) -> dict[str, Any]:
     """Measure the slim network beside the dense one, both in the target's precision."""
     run, variant = context.run, variant_of(context)
-    measurement = bench(
-        load_artifact(run.file(f"slim{variant}.onnx")),
-        context.target,
-        baseline=load_artifact(run.file(f"dense{variant}.onnx")),
-        processes=run.settings.processes,
-        budget_seconds=run.settings.budget_seconds,
-        instructions=run.settings.instructions,
-        latency=run.settings.latency,
-        on_progress=context.listener.step,
-    )
+    with open_runner(context.target.runtime, say=context.listener.say) as runner:
+        measurement = bench(
+            load_artifact(run.file(f"slim{variant}.onnx")),
+            context.target,
+            baseline=load_artifact(run.file(f"dense{variant}.onnx")),
+            processes=run.settings.processes,
+            budget_seconds=run.settings.budget_seconds,
+            instructions=run.settings.instructions,
+            latency=run.settings.latency,
+            on_progress=follow(runner, context.listener.step),
+            runner=runner,
+        )
     write_json(run.file("measurement.json"), measurement.to_json())
     return {"runtime": runtime_hash(context.target)}
 

@@ -33,6 +33,10 @@ class Listener(Protocol):
         """A measurement goes on."""
         ...
 
+    def say(self, text: str) -> None:
+        """A person has to do something, e.g. at the device."""
+        ...
+
 
 class Silent:
     """A listener that does nothing."""
@@ -44,6 +48,9 @@ class Silent:
         """See ``Listener``."""
 
     def step(self, done: int, total: int, text: str) -> None:
+        """See ``Listener``."""
+
+    def say(self, text: str) -> None:
         """See ``Listener``."""
 
 

@@ -282,7 +282,8 @@ def _method(measurement: Measurement) -> tuple[str, ...]:
     runtime, placement, dense = measurement.runtime, measurement.placement, measurement.baseline
     networks = (("dense", dense), ("slim" if dense else "network", measurement))
     runs = sum(map(len, measurement.latency_samples_s))
-    processes = f"in {len(measurement.latency_samples_s)} fresh processes"
+    kind = "web workers" if runtime.get("runner") == "browser" else "processes"
+    processes = f"in {len(measurement.latency_samples_s)} fresh {kind}"
     lines = []
     timeless = functional_only(placement)
     if timeless:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 from edgeprune.errors import MeasurementError
 from edgeprune.runners.adb import AdbRunner
+from edgeprune.runners.browser import BrowserRunner
 from edgeprune.runners.local import LocalRunner
 from edgeprune.runners.ssh import SshRunner
 from edgeprune.target import Runtime
 
-__all__ = ["RUNNERS", "AdbRunner", "LocalRunner", "Runner", "SshRunner", "runner_for"]
+__all__ = [
+    "RUNNERS", "AdbRunner", "BrowserRunner", "LocalRunner", "Runner", "SshRunner",
+    "follow", "open_runner", "runner_for",
+]  # fmt: skip
+
+OnProgress = Callable[[int, int, str], None]
 
 
 class Runner(Protocol):
@@ -45,10 +52,14 @@ class Runner(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
-RUNNERS: dict[str, Callable[[Runtime], Runner]] = {"local": LocalRunner, "ssh": SshRunner, "adb": AdbRunner}
+RUNNERS: dict[str, Callable[[Runtime], Runner]] = {
+    "local": LocalRunner, "ssh": SshRunner, "adb": AdbRunner, "browser": BrowserRunner
+}  # fmt: skip
 
 
 def runner_for(runtime: Runtime) -> Runner:
@@ -66,3 +77,30 @@ def runner_for(runtime: Runtime) -> Runner:
             hint='Measure on the device itself with runner = "local", where edgeprune needs no torch.',
         )
     return RUNNERS[runtime.runner](runtime)
+
+
+def open_runner(runtime: Runtime, say: Callable[[str], None] | None = None, **serving: Any) -> Runner:
+    """The runner that a target asks for: a context that ends what the runner has started.
+
+    Args:
+        runtime: The target's.
+        say: Is told what a person has to do, as lines for a terminal.
+        **serving: What ``BrowserRunner`` takes beside, for that runner alone.
+
+    Raises:
+        MeasurementError: This version has no such runner.
+    """
+    runner = runner_for(runtime)
+    return BrowserRunner(runtime, say=say, **serving) if isinstance(runner, BrowserRunner) else runner
+
+
+def follow(runner: Runner, on_progress: OnProgress) -> OnProgress:
+    """``on_progress``, shown on the device too if it has a screen that we draw on."""
+    if not isinstance(runner, BrowserRunner):
+        return on_progress
+
+    def on_both(done: int, total: int, text: str) -> None:
+        runner.step(done, total, text)
+        on_progress(done, total, text)
+
+    return on_both

@@ -30,6 +30,7 @@ PROBLEMS = {
     "instructions": "could not count instructions",
     "probe": "could not start the provider",
     "providers": "could not list the providers",
+    "reference": "could not run the network on the CPU",
 }
 # Provider -> where it comes from, to follow "X comes with ...".
 PACKAGES = {
@@ -230,7 +231,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _first_contact(request: dict[str, Any]) -> bool:
     """Whether the file is to blame for a crash: the CPU provider loads it and runs it once, and no more."""
-    return (request["job"], request["provider"]) == ("placement", "CPUExecutionProvider")
+    return request["job"] in ("placement", "reference") and request["provider"] == "CPUExecutionProvider"
 
 
 def _signal(status: int) -> int:

@@ -7,6 +7,7 @@ prints one JSON object as the last line of stdout.
     {"job": "environment"}
     {"job": "placement" | "instructions", "models": [path], ...}
     {"job": "memory", "models": [path], "arena": false, ...}
+    {"job": "reference", "models": [path], "folder": where its inputs and outputs go, ...}
     {"job": "latency", "models": [path, ...], "runs": 70, "min_runs": 13, "seconds": 4.0, ...}
 
     with ... = "provider": name, "provider_options": {}, "threads": 1, "input": shape of the first or null,

@@ -15,6 +15,7 @@ from .instructions import instructions
 from .latency import latency
 from .memory import memory
 from .placement import placement, probe, providers
+from .reference import reference
 
 JOBS = {
     "environment": environment,
@@ -24,6 +25,7 @@ JOBS = {
     "placement": placement,
     "probe": probe,
     "providers": providers,
+    "reference": reference,
 }
 
 
