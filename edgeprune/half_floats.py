@@ -8,6 +8,7 @@ import onnx
 from edgeprune.errors import ExportError
 from edgeprune.onnx_export import quiet, serialized
 from edgeprune.parity import Inputs, OnnxNetwork, first_line
+from edgeprune.telemetry import switch_off
 
 PROBLEM = "could not convert to fp16"
 LARGEST = 65504.0
@@ -18,6 +19,7 @@ LEAST = 2.0**-25
 def halve(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The network in half precision between float32 inputs and outputs."""
     with quiet():
+        switch_off()
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
     rounded = onnx.ModelProto()

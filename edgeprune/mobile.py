@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import ArtifactError
+from edgeprune.telemetry import switch_off
 
 LABEL = "estimated from operator tables"
 PROVIDERS = {
@@ -72,6 +73,8 @@ def estimate_partitions(path: Path | str) -> tuple[PartitionEstimate, ...]:
         ['54 of 54 nodes in 1 partition', ...]
     """
     import onnx
+
+    switch_off()
     from onnxruntime.tools.mobile_helpers import usability_checker
     from onnxruntime.tools.onnx_model_utils import optimize_model
 

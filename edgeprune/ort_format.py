@@ -14,6 +14,7 @@ from edgeprune.errors import ExportError, UsageError
 from edgeprune.onnx_export import quiet, write_artifact
 from edgeprune.parity import OnnxNetwork, accuracies, first_line
 from edgeprune.precision import precision_of
+from edgeprune.telemetry import switch_off
 
 PROBLEM = "could not write the ORT file"
 
@@ -76,6 +77,7 @@ def to_ort_format(
 def _converted(path: Path, style: str) -> bytes:
     try:
         with quiet(), tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+            switch_off()
             from onnxruntime.tools import convert_onnx_models_to_ort as tool
 
             model = Path(folder, "model.onnx")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.data import Data, Loader
 from edgeprune.errors import ExportError
+from edgeprune.telemetry import switch_off
 
 BATCH_SIZES = (1, 3, 8)
 """Batch sizes of the random inputs."""
@@ -64,7 +64,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, payload: bytes, batch: int | None) -> None:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # on by default in wheels from 1.29 on
+        switch_off()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

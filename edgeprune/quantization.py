@@ -27,6 +27,7 @@ from edgeprune.data import Data
 from edgeprune.errors import DataError, ExportError
 from edgeprune.onnx_export import quiet
 from edgeprune.parity import first_line
+from edgeprune.telemetry import switch_off
 
 PROBLEM = "could not quantize the ONNX file"
 OPEN_BATCH = 32
@@ -92,6 +93,7 @@ def quantize(
     graph: onnx.ModelProto, recipe: Recipe, calibration: list[torch.Tensor], batch: int | None
 ) -> onnx.ModelProto:
     """The network with quantize and dequantize nodes around what is to be computed in integers."""
+    switch_off()
     with quiet():
         from onnxruntime import quantization as ort
         from onnxruntime.quantization.execution_providers import qnn

@@ -14,7 +14,8 @@ PACKAGE = Path(edgeprune.__file__).parent
 
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
-    "errors", "files", "units", "metrics", "target", "external_data", "artifact", "statistics", "precision",
+    "errors", "files", "units", "telemetry", "metrics", "target", "external_data", "artifact", "statistics",
+    "precision",
     "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
     "benchmark", "verdict", "sweep", "onnx_writer", "turns", "widths", "report",
 ]  # fmt: skip
