@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, payload: bytes, batch: int | None) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # on by default in wheels from 1.29 on
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+# Wheels of onnxruntime from 1.29 on report to their maker, from a thread that is at work while we measure.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 IMPORT_ERROR: Exception | None = None
 np: Any = None
