@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edgeprune.artifact import load_artifact
+from edgeprune.benchmark import bench
 from edgeprune.errors import ArtifactError
-from edgeprune.measurement import bench
 from edgeprune.runners.local import WORKER, LocalRunner
 from edgeprune.runners.worker import common
 from edgeprune.target import Runtime, load_target
