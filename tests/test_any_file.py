@@ -152,6 +152,7 @@ def test_foreign_file_runs_at_the_sizes_asked_for(tmp_path: Path) -> None:
 
 def measurement(name: str, **facts: Any) -> Measurement:
     """One of a file without a sidecar."""
+    untold = {"peak_bytes": None, "method": None, "why": "none"}
     return Measurement(
         target_name="t",
         target_sha256="0",
@@ -159,13 +160,8 @@ def measurement(name: str, **facts: Any) -> Measurement:
         artifact=Artifact(Path(name), "0", 5),
         environment={},
         placement={"nodes": {}, "left_to_cpu": []},
-        memory={
-            **dict.fromkeys((*MEMORY_FIGURES, "method")),
-            "why": "none",
-            "repeats": [],
-            "arena": {"peak_bytes": None, "held_bytes": None, "method": None, "why": "none"},
-            "device": {"peak_bytes": None, "method": None, "why": "none"},
-        },
+        memory=dict.fromkeys((*MEMORY_FIGURES, "method"))
+        | {"why": "none", "repeats": [], "arena": untold, "device": untold},
         latency_samples_s=((1.0, 1.0), (1.0, 1.0)),
         load_s=(1.0, 1.0),
         first_inference_s=(1.0, 1.0),

@@ -92,6 +92,20 @@ def test_worker_runs_from_any_folder(tmp_path: Path) -> None:
     assert json.loads(done.stdout.splitlines()[-1])["python"] == platform.python_version()
 
 
+def test_onnxruntime_reports_nothing_and_has_no_thread_for_it(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, pathlib; sys.path.insert(0, sys.argv[1]); "
+        "from worker import common; from worker.session import warm_library; warm_library(); "
+        "tasks = pathlib.Path('/proc/self/task'); "
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], len(list(tasks.iterdir())) if tasks.is_dir() else 1)"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    variables["OPENBLAS_NUM_THREADS"] = "1"
+    command = [sys.executable, "-c", program, str(WORKER.parent)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["1", "1"]
+
+
 def test_warm_model_is_what_its_comment_says() -> None:
     def shape(name: str, *sizes: int) -> Any:
         return helper.make_tensor(name, TensorProto.INT64, [len(sizes)], sizes)

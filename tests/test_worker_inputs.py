@@ -97,7 +97,7 @@ def test_input_shapes(shapes: dict[str, list[Any]], given: dict[str, Any], expec
             {"x": [1, 3]},
             {"dims": {"n": 4}},
             r"without an open dimension 'n' \(it has: none\)",
-            "one of these",
+            "Leave it out",
         ),
         ({"x": [1, 3]}, {"inputs": {"y": [4]}}, r"without an input 'y' \(it has: 'x'\)", "one of these"),
         ({}, {"input": [4]}, "without inputs, while 4 is asked for", "Leave the shape out"),

@@ -130,22 +130,6 @@ def test_a_system_that_forbids_code_made_at_run_time(monkeypatch: pytest.MonkeyP
     _fails(instructions.valgrind_marks, "environment", r"runs no code made at run time \(Operation not")
 
 
-def test_onnxruntime_reports_nothing_and_has_no_thread_for_it(tmp_path: Path) -> None:
-    program = (
-        "import os, sys, pathlib; sys.path.insert(0, sys.argv[1]); "
-        "from worker import common; from worker.session import warm_library; warm_library(); "
-        "tasks = pathlib.Path('/proc/self/task'); "
-        "print(os.environ['ORT_DISABLE_TELEMETRY'], len(list(tasks.iterdir())) if tasks.is_dir() else 1)"
-    )
-    variables = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(Path(instructions.__file__).parent.parent)],
-        env=variables | {"OPENBLAS_NUM_THREADS": "1"}, cwd=tmp_path,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split() == ["1", "1"]
-
-
 def test_what_the_marks_themselves_cost_is_taken_off() -> None:
     answer = instructions.counted([20, 900, 820], "a tool", "AVX2")
     assert answer["count"] == 800

@@ -135,9 +135,8 @@ def check_known(what: str, given: Job, known: set[str]) -> None:
     for name in given:
         if name not in known:
             there = ", ".join(f"'{other}'" for other in sorted(known)) or "none"
-            raise Fault(
-                "model", f"without {what} '{name}' (it has: {there})", "Give its size to one of these."
-            )
+            hint = "Give its size to one of these." if known else "Leave it out: the file fixes all sizes."
+            raise Fault("model", f"without {what} '{name}' (it has: {there})", hint)
 
 
 def check_given(value: Any, shape: list[int], named: dict[Any, int]) -> None:
