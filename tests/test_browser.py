@@ -51,7 +51,9 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("npm")
     words = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-web@1.30.0"]
     (folder / "package.json").write_text("{}")
-    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=300)
+    done = subprocess.run(words, cwd=folder, check=False, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"npm could not fetch onnxruntime-web: {done.stderr.strip().splitlines()[-1:]}")
     return str(folder)
 
 

@@ -158,8 +158,34 @@ def test_demo_passes_options_and_exit_code_on(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("failing", ["never", "mypy", "pytest"])
 def test_ci_runs_checks_and_tests(failing: str, sandbox: Sandbox) -> None:
-    assert sandbox.run(".ci/run", fail_on=failing).returncode == (failing != "never")
+    done = sandbox.run(".ci/run", fail_on=failing)
+    assert done.returncode == (failing != "never")
+    assert "Tests in a browser are left out" in done.stderr
     assert sandbox.asked()[-1] == "-m pytest -n auto --dist worksteal"
+
+
+@pytest.mark.parametrize(
+    ("code", "built", "ends", "left_out"),
+    [(0, True, 0, False), (1, True, 1, False), (3, True, 3, False), (3, False, 0, True), (2, False, 2, False)],
+)
+def test_ci_leaves_out_providers_only_where_they_cannot_be_had(
+    code: int, built: bool, ends: int, left_out: bool, sandbox: Sandbox
+) -> None:
+    (sandbox.root / "scripts" / "test_providers").write_text(f"#!/usr/bin/env bash\nexit {code}\n")
+    for name in ("xnnpack", "qnn") if built else ("xnnpack",):
+        (sandbox.root / ".providers" / name).mkdir(parents=True)
+        (sandbox.root / ".providers" / name / "edgeprune-provider").touch()
+    done = sandbox.run(".ci/run")
+    assert done.returncode == ends
+    assert ("Tests on XNNPACK and QNN are left out" in done.stderr) == left_out
+
+
+def test_ci_runs_the_browser_where_there_is_one(sandbox: Sandbox) -> None:
+    (sandbox.bin / "chromium").touch(0o755)
+    browser = "-m pytest -n auto --dist worksteal -m browser and not slow"
+    assert sandbox.run(".ci/run").returncode == 0
+    assert browser in sandbox.asked()
+    assert sandbox.run(".ci/run", fail_on="browser").returncode == 1
 
 
 @pytest.mark.parametrize("script", ["scripts/test", "scripts/check", "scripts/demo", ".ci/run"])
