@@ -142,7 +142,8 @@ def list_targets() -> dict[str, Path]:
     package = Path(__file__).resolve().parent
     # A wheel has the files inside the package; a source checkout has them beside it.
     folder = next((path for path in (package / "targets", package.parent / "targets") if path.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))} if folder else {}
+    found = {path.stem: path for path in folder.glob("*.toml")} if folder else {}
+    return dict(sorted(found.items()))
 
 
 def load_target(name_or_path: str | Path) -> Target:
