@@ -240,7 +240,6 @@ def test_tensors_of_all_kinds(tmp_path: Path, web: str, browse: Callable[..., Op
     with BrowserRunner(RUNTIME, web=web, say=browse()) as runner:
         answer = runner.run("placement", [path])
     assert answer["output_difference"] == 0
-    assert "the mean of " in answer["notes"][0]  # it takes less than the clock can tell
     assert [value["type"] for value in answer["inputs"]][:3] == [
         "tensor(float)",
         "tensor(double)",

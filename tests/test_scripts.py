@@ -167,7 +167,13 @@ def test_ci_runs_checks_and_tests(failing: str, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize(
     ("code", "built", "ends", "left_out"),
-    [(0, True, 0, False), (1, True, 1, False), (3, True, 3, False), (3, False, 0, True), (2, False, 2, False)],
+    [
+        (0, True, 0, False),
+        (1, True, 1, False),
+        (3, True, 3, False),
+        (3, False, 0, True),
+        (2, False, 2, False),
+    ],
 )
 def test_ci_leaves_out_providers_only_where_they_cannot_be_had(
     code: int, built: bool, ends: int, left_out: bool, sandbox: Sandbox

@@ -395,7 +395,9 @@ def replace_runner(runtime: Runtime) -> Any:
 @pytest.mark.usefixtures("board")
 def test_model_fault_names_the_file_here(tmp_path: Path) -> None:
     broken = tmp_path / 'a "broken" model.onnx'
-    broken.write_bytes(b"no model")
+    onnx.save(
+        helper.make_model(helper.make_graph([helper.make_node("Nonsense", [], [])], "g", [], [])), broken
+    )
     with SshRunner(RUNTIME) as runner:
         with pytest.raises(
             ArtifactError, match=r'where.*|could not run the ONNX file: .*"broken" model.onnx is not'
@@ -558,7 +560,8 @@ def test_board_that_is_full(board: Board, tmp_path: Path) -> None:
         pytest.skip("needs the right to mount")
     try:
         big = tmp_path / "big.onnx"
-        big.write_bytes(bytes(2**20))
+        weight = numpy_helper.from_array(np.zeros(2**18, np.float32), "w")
+        onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [weight])), big)
         with (
             SshRunner(RUNTIME) as runner,
             pytest.raises(MeasurementError, match=r"temporary folder on board is full.*Free space") as caught,
