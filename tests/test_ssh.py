@@ -114,7 +114,7 @@ def test_no_ssh_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "host key has changed.*ssh-keygen -R",
         ),
         ("ssh: connect to host board port 22: Connection refused", "out of reach .*refused.*board is on"),
-        ("/home/me/.ssh/config: line 3: Bad configuration option: x", "configuration has a fault"),
+        ("~/.ssh/config: line 3: Bad configuration option: x", "configuration has a fault"),
         ("something new", r"board is out of reach \(something new\).*Try `ssh board`"),
         ("", r"board is out of reach \(no answer in time\)"),
     ],
