@@ -44,12 +44,15 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
 
 def test_augmentation_is_the_crop_and_flip_of_each_image() -> None:
     """A slow loop, image by image, from the same draws."""
-    ours = loader(batch_size=40)
+    ours = loader(batch_size=25)
     images, labels = whole(ours)
     draws = seeded(0, "epoch 0")
     order = torch.randperm(40, generator=draws)
-    top, left = torch.randint(5, (2, 40), generator=draws)
-    mirrored = torch.rand(40, generator=draws) < 0.5
+    corners, mirrors = [], []
+    for count in (25, 15):
+        corners.append(torch.randint(5, (2, count), generator=draws))
+        mirrors.append(torch.rand(count, generator=draws) < 0.5)
+    (top, left), mirrored = torch.cat(corners, dim=1), torch.cat(mirrors)
     assert torch.equal(labels, order)
     assert 0 < mirrored.sum() < 40
     for row, position in enumerate(order):
