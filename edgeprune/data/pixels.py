@@ -19,14 +19,22 @@ def crop_and_flip(pixels: Tensor, pad: int, top: Tensor, left: Tensor, mirrored:
         pad: In pixels; 0: no crop.
         top: First row of each part, int64 (N,), 0 to ``2 * pad``.
         left: First column of each part, likewise.
-        mirrored: Whether to mirror the part from left to right, (N,), 0 or 1.
+        mirrored: Whether to mirror the part from left to right, int64 (N,), 0 or 1.
     """
-    count, _, height, width = pixels.shape
-    if pad:
-        # A view of every possible crop, (N, C, top, left, H, W); indexing copies only the chosen ones.
-        crops = F.pad(pixels, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        pixels = crops[torch.arange(count, device=pixels.device), :, top, left]
-    return torch.where(mirrored.bool()[:, None, None, None], pixels.flip(3), pixels)
+    count, channels, height, width = pixels.shape
+    if not count:
+        return pixels
+    padded = F.pad(pixels, (pad,) * 4) if pad else pixels
+    both = torch.cat([padded, padded.flip(3)])
+    # Every row of every part is `width` pixels on end somewhere in `both`; picking rows by their first pixel
+    # copies them whole, on a CPU twice as fast as to index with `top` and `left` and choose with `where`.
+    image = torch.arange(count, device=pixels.device) + mirrored * count
+    column = torch.where(mirrored > 0, 2 * pad - left, left)
+    row = torch.arange(height, device=pixels.device) + top[:, None]
+    plane = image[:, None] * channels + torch.arange(channels, device=pixels.device)
+    first = (plane[:, :, None] * both.shape[2] + row[:, None]) * both.shape[3] + column[:, None, None]
+    rows = both.view(-1).unfold(0, width, 1).index_select(0, first.view(-1))
+    return rows.view(count, channels, height, width)
 
 
 def normalise(pixels: Tensor, normalization: Normalization) -> Tensor:
