@@ -44,8 +44,12 @@ def test_both_loops_are_timed_in_one_run(
 def test_a_ratio_below_the_limit_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench(monkeypatch, "--rounds", "1", "--warm-up", "0", "--min-ratio", "1e9") == 1
+    assert (
+        bench(monkeypatch, "--rounds", "1", "--warm-up", "0", "--min-ratio", "1e9", "--precision", "bf16")
+        == 1
+    )
     printed = capsys.readouterr().out
+    assert "edgeprune bf16; plain loop fp32, 0 workers" in printed
     assert "resnet20: edgeprune" in printed
     assert "limit 1e+09: FAILED" in printed
 

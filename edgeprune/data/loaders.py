@@ -116,17 +116,18 @@ class SplitLoader(ABC):
         order = self.positions
         if self.training:
             order = order[torch.randperm(len(order), generator=generator)]
-        batches = self._batches(torch.split(order[: self.samples], self.batch_size), generator, first)
-        return self._finished(batches if self.device is None else copied(batches, self.device), first)
-
-    def _finished(
-        self, batches: Iterator[tuple[Tensor, Tensor]], first: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalise and cut out, where the pixels are."""
         centres = None
         if self.training and self.cutout:
             # A generator of its own: with and without cutout, crops and flips are the same.
             centres = torch.rand(2, self.samples, generator=seeded(self.seed, f"cutout {self.epoch}"))
+        batches = self._batches(torch.split(order[: self.samples], self.batch_size), generator, first)
+        batches = batches if self.device is None else copied(batches, self.device)
+        return self._finished(batches, first, centres)
+
+    def _finished(
+        self, batches: Iterator[tuple[Tensor, Tensor]], first: int, centres: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalise and cut out, where the pixels are; ``centres``: of the whole pass, (2, samples)."""
         for step, (pixels, labels) in enumerate(batches, first):
             images = normalise(pixels, self.normalization)
             if centres is not None:

@@ -42,6 +42,13 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
     assert not torch.equal(whole(other)[1], passed[1])
 
 
+def test_a_pass_that_has_begun_keeps_its_epoch() -> None:
+    ours, theirs = loader(cutout=2), loader(cutout=2)
+    batches = iter(ours)
+    ours.set_epoch(1)
+    assert all(torch.equal(mine[0], other[0]) for mine, other in zip(batches, theirs, strict=True))
+
+
 def test_augmentation_is_the_crop_and_flip_of_each_image() -> None:
     """A slow loop, image by image, from the same draws."""
     ours = loader(batch_size=25)
