@@ -159,7 +159,11 @@ class CheckedLoader:
             except EdgepruneError:
                 raise
             except Exception as reason:  # whatever the user's loader raises
-                raise self._refuse(f"one that fails ({type(reason).__name__}: {reason})", "") from reason
+                torn = isinstance(reason, EOFError | ConnectionError) or "DataLoader worker" in str(reason)
+                hint = "A worker process has died, perhaps for want of memory." if torn else ""
+                raise self._refuse(
+                    f"one that fails ({type(reason).__name__}: {reason})", "", hint
+                ) from reason
             if step >= first:
                 self._check(batch)
                 images, labels = batch
@@ -167,8 +171,8 @@ class CheckedLoader:
                 yield images[part], labels[part]
             step += 1
 
-    def _refuse(self, value: str, expected: str) -> DataError:
-        return DataError("could not use a batch", where=self.where, value=value, expected=expected)
+    def _refuse(self, value: str, expected: str, hint: str = "") -> DataError:
+        return DataError("could not use a batch", where=self.where, value=value, expected=expected, hint=hint)
 
     def _check(self, batch: Any) -> None:
         pair = isinstance(batch, tuple | list) and len(batch) == 2
