@@ -97,6 +97,7 @@ def test_the_plain_loop_sees_the_same_images_augmented_and_learns() -> None:
     [
         (["--rounds", "0"], "--rounds is 0, expected at least 1"),
         (["--data", "cifar11:x"], "could not load the data set"),
+        (["--batch-size", "5000"], "--data has no whole batch of 5000"),
         (["--data", "digits", "--batch-size", "1"], "--batch-size is 1, expected at least 2"),
     ],
 )

