@@ -26,7 +26,8 @@ SURFACE = {
     "gate": "(budgets, measurement)",
     "list_targets": "()",
     "load_artifact": "(path)",
-    "load_data": "(spec, *, batch_size=128, seed=0, normalization=None, download=False, image_size=None)",
+    "load_data": "(spec, *, batch_size=128, seed=0, normalization=None, download=False, image_size=None, "
+    "cutout=0)",
     "load_measurement": "(path)",
     "load_model": "(source, *, num_classes=None, weights=None)",
     "load_slim": "(path)",

@@ -6,14 +6,14 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
-from edgeprune.data.base import PROBLEM, Data, Loader, Normalization
+from edgeprune.data.base import PROBLEM, Data, Loader, Normalization, UserLoader, part_of
 from edgeprune.data.imagefolder import imagefolder_data
 from edgeprune.data.in_memory import cifar_data, digits_data, download_cifar
 from edgeprune.data.loaders import TensorLoader
 from edgeprune.data.user_sets import IN_FOLDERS, user_data
 from edgeprune.errors import DataError, UsageError
 
-__all__ = ["Data", "Loader", "Normalization", "TensorLoader", "load_data"]
+__all__ = ["Data", "Loader", "Normalization", "TensorLoader", "UserLoader", "load_data", "part_of"]
 
 FORMS = "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or package.module:function"
 
@@ -26,6 +26,7 @@ def load_data(
     normalization: Normalization | None = None,
     download: bool = False,
     image_size: int | None = None,
+    cutout: int = 0,
 ) -> Data:
     """Load a data set and cut it into train, val, test and calib.
 
@@ -39,6 +40,8 @@ def load_data(
             has it.
         download: Fetch CIFAR into DIR if it is not there.
         image_size: Height and width of ``imagefolder`` images in pixels; None: 224.
+        cutout: Side in pixels of a square of each training image, at a random place, that is set to the
+            mean colour; 0: none. A function of the user's does its own.
 
     Raises:
         DataError: The data set is unknown, missing, truncated or of the wrong shape.
@@ -50,7 +53,7 @@ def load_data(
         (torch.Size([1, 3, 32, 32]), 10)
     """
     kind, colon, place = spec.partition(":")
-    _check_options(kind, download, image_size)
+    _check_options(kind, download, image_size, cutout)
     if kind != "digits" and kind not in IN_FOLDERS:
         if not (kind and place):
             raise _unknown(spec, kind)
@@ -65,7 +68,7 @@ def load_data(
     if kind == "digits":
         if colon:
             raise DataError(PROBLEM, where="--data", value=spec, expected="digits without a folder")
-        data = digits_data(batch_size=batch_size, seed=seed, normalization=normalization)
+        data = digits_data(batch_size=batch_size, seed=seed, normalization=normalization, cutout=cutout)
     elif not place:
         raise DataError(PROBLEM, where="--data", value=spec, expected=f"{kind}:DIR")
     elif kind == "imagefolder":
@@ -75,15 +78,27 @@ def load_data(
             seed=seed,
             normalization=normalization,
             image_size=224 if image_size is None else image_size,
+            cutout=cutout,
         )
     else:
         if download:
             download_cifar(kind, Path(place))
-        data = cifar_data(kind, Path(place), batch_size=batch_size, seed=seed, normalization=normalization)
+        data = cifar_data(
+            kind,
+            Path(place),
+            batch_size=batch_size,
+            seed=seed,
+            normalization=normalization,
+            cutout=cutout,
+        )
     return replace(data, name=spec)
 
 
-def _check_options(kind: str, download: bool, image_size: int | None) -> None:
+def _check_options(kind: str, download: bool, image_size: int | None, cutout: int) -> None:
+    if cutout < 0 or (cutout and kind != "digits" and kind not in IN_FOLDERS):
+        raise UsageError(
+            PROBLEM, where="cutout", value=cutout, expected="0 or more, and 0 for a function of the user's"
+        )
     if image_size is not None and (kind != "imagefolder" or image_size < 1):
         raise UsageError(
             PROBLEM, where="image_size", value=image_size, expected="at least 1, and for imagefolder:DIR only"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from edgeprune.errors import DataError
+from edgeprune.errors import DataError, UsageError
 
 PROBLEM = "could not load the data set"
 
@@ -44,8 +45,11 @@ class Normalization:
 
 
 @runtime_checkable
-class Loader(Protocol):
-    """Batches of (images (N, C, H, W) float32 normalised, labels (N,) int64)."""
+class UserLoader(Protocol):
+    """The least that a loader must have.
+
+    Its batches are (images (N, C, H, W) float32 normalised, labels (N,) int64).
+    """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Go over the split once."""
@@ -63,6 +67,73 @@ class Loader(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Fix the order and the augmentation of the next pass: they depend on (seed, epoch) alone."""
         ...
+
+
+@runtime_checkable
+class Loader(UserLoader, Protocol):
+    """A loader that can be split among processes, start in the middle of a pass, and feed a device.
+
+    ``load_data`` gives these, also for a function of the user's whose loaders have less.
+    """
+
+    def shard(self, rank: int, ranks: int) -> Self:
+        """The part of one of several processes: a contiguous part of every batch, see ``part_of``.
+
+        All ranks' parts of a batch, one after the other, are the batch of a single process, images and
+        augmentation included. ``len``, ``samples`` and the batch size stay those of the whole. A batch of
+        fewer images than ranks gives some ranks an empty one, (0, C, H, W): every rank takes as many steps.
+        This loader stays as it is; of a loader that is a part itself, it is again the part of the whole.
+        """
+        ...
+
+    def skip_to(self, step: int) -> None:
+        """Let the next pass, and no later one, begin with this batch (from 0); what follows is unchanged."""
+        ...
+
+    def on(self, device: torch.device | str) -> Self:
+        """The same batches on a device. This loader stays as it is."""
+        ...
+
+
+def part_of(count: int, rank: int, ranks: int) -> slice:
+    """Which of a batch's images are one rank's: contiguous, and the ranks' numbers differ by one at most.
+
+    Args:
+        count: Images of the batch.
+        rank: From 0.
+        ranks: Number of processes.
+
+    Raises:
+        UsageError: There is no such rank.
+
+    Example:
+        >>> [part_of(5, rank, 2) for rank in range(2)]
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
+    if not 0 <= rank < ranks:
+        raise UsageError(
+            "could not split a batch among processes",
+            where="rank",
+            value=f"{rank} of {ranks}",
+            expected="from 0 to below the number of ranks",
+        )
+    return slice(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+def first_step(step: int, steps: int) -> int:
+    """``step``, if a pass of ``steps`` batches can begin there; at ``steps`` it is empty.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if not 0 <= step <= steps:
+        raise UsageError(
+            "could not start in the middle of an epoch",
+            where="the first step",
+            value=step,
+            expected=f"from 0 to {steps}, the batches of an epoch",
+        )
+    return step
 
 
 @dataclass(frozen=True)
@@ -91,3 +162,21 @@ class Data:
     classes: tuple[str, ...]
     normalization: Normalization
     identity: str
+
+    def on(self, device: torch.device | str) -> Data:
+        """The same data, its batches on a device; ``example`` stays on the CPU.
+
+        Images in memory move there for good, each split's own, and are augmented there; others are decoded
+        on the CPU, and copied while the batch before is in use. A loader of the user's own class that has
+        no ``on`` stays as it is. The images are the same on every device.
+
+        Example:
+            >>> from edgeprune.data import load_data
+            >>> next(iter(load_data("digits").on("cpu").val))[0].device
+            device(type='cpu')
+        """
+        loaders = {part: getattr(self, part) for part in ("train", "val", "test", "calib")}
+        return replace(
+            self,
+            **{part: loader.on(device) for part, loader in loaders.items() if hasattr(loader, "on")},
+        )

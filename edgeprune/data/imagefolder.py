@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgeprune.data.base import PROBLEM, Data, Normalization
-from edgeprune.data.loaders import SplitLoader, normalise
+from edgeprune.data.base import PROBLEM, Data, Normalization, part_of
+from edgeprune.data.loaders import SplitLoader
 from edgeprune.data.splits import Splits, balanced, cut, identity, seeded
 from edgeprune.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CUT_SHARE = 0.1
 HASHED_BYTES = 8 << 30
 BATCHES_AHEAD = 2
+DECODING_S = 300.0
+"""After this time a file counts as unreadable: storage that never answers must not hang a training."""
 
 
 def imagefolder_data(
-    root: Path, *, batch_size: int, seed: int, normalization: Normalization, image_size: int
+    root: Path,
+    *,
+    batch_size: int,
+    seed: int,
+    normalization: Normalization,
+    image_size: int,
+    cutout: int = 0,
 ) -> Data:
     """Read ``root/train``, ``root/val`` and ``root/test``, each with one folder per class.
 
@@ -68,6 +81,7 @@ def imagefolder_data(
             training=training,
             image_size=image_size,
             normalization=normalization,
+            cutout=cutout,
         )
 
     return Data(
@@ -114,7 +128,7 @@ def _some(names: tuple[str, ...]) -> str:
 def _content(root: Path, paths: list[str]) -> Iterator[bytes]:
     """Names and sizes of the files and, where that is affordable, the hashes of their bytes."""
     try:
-        sizes = [Path(path).stat().st_size for path in paths]
+        sizes = [_size(path) for path in paths]
         for path, size in zip(paths, sizes, strict=True):
             yield f"{Path(path).relative_to(root).as_posix()} {size}\n".encode()
         if sum(sizes) <= HASHED_BYTES:
@@ -129,6 +143,13 @@ def _content(root: Path, paths: list[str]) -> Iterator[bytes]:
         ) from None
 
 
+def _size(path: str) -> int:
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):  # to read a pipe is to wait for ever
+        raise DataError(PROBLEM, where=path, value="not a regular file", expected="an image file")
+    return status.st_size
+
+
 def _threads() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -137,7 +158,8 @@ class FolderLoader(SplitLoader):
     """Batches decoded from files by threads, a few batches ahead.
 
     Threads, not processes: Pillow decodes and resizes outside the interpreter lock, a fork of a process
-    that runs torch's threads may hang, and a broken image is reported by its name alone.
+    that runs torch's threads may hang, and a broken image is reported by its name alone. On four busy cores
+    threads decoded about twice as many JPEG images per second as DataLoader's processes.
 
     Training: a random part of 8 to 100 % of the area with an aspect of 3/4 to 4/3, resized to
     ``image_size`` squared, mirrored every second time. Otherwise: the shorter side resized to
@@ -155,20 +177,33 @@ class FolderLoader(SplitLoader):
         training: bool,
         image_size: int,
         normalization: Normalization,
+        cutout: int = 0,
     ) -> None:
-        super().__init__(labels, positions, batch_size=batch_size, seed=seed, training=training)
-        self.paths, self.image_size, self.normalization = paths, image_size, normalization
+        super().__init__(
+            labels,
+            positions,
+            batch_size=batch_size,
+            normalization=normalization,
+            seed=seed,
+            training=training,
+            cutout=cutout,
+        )
+        self.paths, self.image_size = paths, image_size
 
     def _batches(
-        self, batches: tuple[Tensor, ...], generator: torch.Generator
+        self, batches: tuple[Tensor, ...], generator: torch.Generator, first: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         ahead: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
         pool = ThreadPoolExecutor(_threads())
         try:
-            for chosen in batches:
-                draws = torch.rand(len(chosen), 5, generator=generator).tolist() if self.training else None
+            for step, batch in enumerate(batches):
+                draws = torch.rand(len(batch), 5, generator=generator) if self.training else None
+                if step < first:
+                    continue
+                part = part_of(len(batch), self.rank, self.ranks)
+                chosen, wanted = batch[part], draws[part].tolist() if draws is not None else None
                 images = [
-                    pool.submit(self._image, self.paths[position], draws[row] if draws else None)
+                    pool.submit(self._image, self.paths[position], wanted[row] if wanted else None)
                     for row, position in enumerate(chosen.tolist())
                 ]
                 ahead.append((chosen, images))
@@ -177,33 +212,35 @@ class FolderLoader(SplitLoader):
             while ahead:
                 yield self._collect(*ahead.popleft())
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _collect(self, chosen: Tensor, images: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
-        pixels = torch.stack([image.result() for image in images])
-        return normalise(pixels, self.normalization), self.labels[chosen]
+        pixels = torch.empty(len(images), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        for row, (position, image) in enumerate(zip(chosen.tolist(), images, strict=True)):
+            try:
+                pixels[row] = image.result(DECODING_S)
+            except TimeoutError:
+                raise _broken(self.paths[position], f"not decoded after {DECODING_S:g} s") from None
+        return pixels, self.labels[chosen]
 
     def _image(self, path: str, draws: list[float] | None) -> Tensor:
         """One image, uint8 (3, image_size, image_size); ``draws``: five numbers in 0..1 to augment by."""
         from PIL import Image
+
+        try:
+            with Image.open(path) as file:
+                return self._transformed(file.convert("RGB"), draws)
+        except Exception as reason:  # whatever a decoder stumbles over, the file is at fault
+            raise _broken(path, f"broken ({type(reason).__name__}: {reason})") from None
+
+    def _transformed(self, image: Image.Image, draws: list[float] | None) -> Tensor:
         from torchvision.transforms import functional as transform
 
         side = [self.image_size] * 2
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except Exception as reason:  # whatever a decoder stumbles over, the file is at fault
-            raise DataError(
-                "could not decode an image",
-                where=path,
-                value=f"broken ({type(reason).__name__}: {reason})",
-                expected="an image file",
-                hint="Remove the file or replace it.",
-            ) from None
         if draws is None:
             image = transform.resize(image, [round(self.image_size / 0.875)])
             image = transform.center_crop(image, side)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
         area = image.width * image.height * (0.08 + 0.92 * draws[0])
         aspect = (3 / 4) ** (1 - 2 * draws[1])
         width = min(image.width, max(1, round((area * aspect) ** 0.5)))
@@ -211,4 +248,14 @@ class FolderLoader(SplitLoader):
         left, top = int(draws[2] * (image.width - width + 1)), int(draws[3] * (image.height - height + 1))
         image = transform.resized_crop(image, top, left, height, width, side)
         image = transform.hflip(image) if draws[4] < 0.5 else image
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _broken(path: str, value: str) -> DataError:
+    return DataError(
+        "could not decode an image",
+        where=path,
+        value=value,
+        expected="an image file",
+        hint="Remove the file or replace it.",
+    )

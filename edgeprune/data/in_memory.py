@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.data.base import PROBLEM, Data, Normalization
-from edgeprune.data.loaders import TensorLoader, normalise
+from edgeprune.data.loaders import TensorLoader
+from edgeprune.data.pixels import normalise
 from edgeprune.data.splits import Splits, balanced, cut, identity, seeded
 from edgeprune.errors import DataError
 
 
-def digits_data(*, batch_size: int, seed: int, normalization: Normalization) -> Data:
+def digits_data(*, batch_size: int, seed: int, normalization: Normalization, cutout: int = 0) -> Data:
     """1,797 real handwritten digits of 8x8 pixels, as 32x32 with three equal channels.
 
     Cut 60/20/20 per class by the seed. Training shifts by up to 3 pixels and never mirrors: a mirrored
@@ -38,16 +39,20 @@ def digits_data(*, batch_size: int, seed: int, normalization: Normalization) -> 
     train, val = cut(labels, rest, 0.25, generator)
     splits = Splits(train, val, test, balanced(labels, train, generator))
     classes = tuple(str(digit) for digit in range(10))
-    return _data(images, labels, splits, classes, batch_size, seed, normalization, pad=3, flip=False)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "normalization": normalization}
+    return _data(images, labels, splits, classes, options, pad=3, flip=False, cutout=cutout)
 
 
-def cifar_data(kind: str, root: Path, *, batch_size: int, seed: int, normalization: Normalization) -> Data:
+def cifar_data(
+    kind: str, root: Path, *, batch_size: int, seed: int, normalization: Normalization, cutout: int = 0
+) -> Data:
     """CIFAR-10 or CIFAR-100 from its Python files; val is 10 % of every class of the training part."""
     images, labels, test_from, classes = read_cifar(kind, root)
     generator = seeded(seed, "split")
     train, val = cut(labels, torch.arange(test_from), 0.1, generator)
     splits = Splits(train, val, torch.arange(test_from, len(labels)), balanced(labels, train, generator))
-    return _data(images, labels, splits, classes, batch_size, seed, normalization, pad=4, flip=True)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "normalization": normalization}
+    return _data(images, labels, splits, classes, options, pad=4, flip=True, cutout=cutout)
 
 
 def _data(
@@ -55,33 +60,23 @@ def _data(
     labels: Tensor,
     splits: Splits,
     classes: tuple[str, ...],
-    batch_size: int,
-    seed: int,
-    normalization: Normalization,
-    *,
-    pad: int,
-    flip: bool,
+    options: dict[str, Any],
+    **augmentation: Any,
 ) -> Data:
-    def loader(positions: Tensor, **augmentation: Any) -> TensorLoader:
-        return TensorLoader(
-            images,
-            labels,
-            positions,
-            batch_size=batch_size,
-            normalization=normalization,
-            seed=seed,
-            **augmentation,
-        )
+    """``options``: of every loader; ``augmentation``: of the training one."""
+
+    def loader(positions: Tensor, **own: Any) -> TensorLoader:
+        return TensorLoader(images, labels, positions, **options, **own)
 
     return Data(
         name="",
-        train=loader(splits.train, training=True, pad=pad, flip=flip),
+        train=loader(splits.train, training=True, **augmentation),
         val=loader(splits.val),
         test=loader(splits.test),
         calib=loader(splits.calib),
-        example=normalise(images[splits.calib[:1]], normalization),
+        example=normalise(images[splits.calib[:1]], options["normalization"]),
         classes=classes,
-        normalization=normalization,
+        normalization=options["normalization"],
         identity=identity(classes, [images.numpy().data], labels, splits),
     )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from edgeprune.data.base import PROBLEM, Data, Loader, Normalization
+from edgeprune.data.base import PROBLEM, Data, Normalization, UserLoader, first_step, part_of
+from edgeprune.data.copying import copied
 from edgeprune.data.user_code import call_user_function
 from edgeprune.errors import DataError, EdgepruneError
 
@@ -64,7 +66,7 @@ def user_data(spec: str, *, batch_size: int, seed: int, normalization: Normaliza
     checked: dict[str, Any] = {}
     for part in ("train", "val", "test", "calib"):
         loader = getattr(data, part)
-        if not isinstance(loader, Loader):
+        if not isinstance(loader, UserLoader):
             raise refuse(
                 part,
                 f"a {type(loader).__name__}",
@@ -80,6 +82,9 @@ def user_data(spec: str, *, batch_size: int, seed: int, normalization: Normaliza
 class CheckedLoader:
     """Passes on the batches of a loader that the user wrote, after a look at each.
 
+    What the user's loader lacks of ``Loader`` is made up for: without ``shard`` its whole batches are cut,
+    without ``skip_to`` those before the first one are made and dropped, without ``on`` they are copied.
+
     Args:
         loader: The user's.
         where: Its name, for messages.
@@ -87,8 +92,10 @@ class CheckedLoader:
         classes: Labels must be in 0..classes-1.
     """
 
-    def __init__(self, loader: Loader, where: str, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, loader: UserLoader, where: str, shape: tuple[int, ...], classes: int) -> None:
         self.loader, self.where, self.shape, self.classes = loader, where, shape, classes
+        self.first, self.rank, self.ranks = 0, 0, 1
+        self.device: torch.device | None = None  # where batches are copied to; None: nowhere
 
     @property
     def samples(self) -> int:
@@ -102,8 +109,48 @@ class CheckedLoader:
         """Fix the order and the augmentation of the next pass."""
         self.loader.set_epoch(epoch)
 
+    def shard(self, rank: int, ranks: int) -> Self:
+        """The part of one of several processes, see ``Loader.shard``.
+
+        Raises:
+            UsageError: There is no such rank.
+        """
+        part_of(0, rank, ranks)
+        part = copy.copy(self)
+        if hasattr(self.loader, "shard"):
+            part.loader = self.loader.shard(rank, ranks)
+        else:
+            part.rank, part.ranks = rank, ranks
+        return part
+
+    def skip_to(self, step: int) -> None:
+        """Let the next pass begin with this batch.
+
+        Raises:
+            UsageError: There is no such batch.
+        """
+        first_step(step, len(self))
+        if hasattr(self.loader, "skip_to"):
+            self.loader.skip_to(step)
+        else:
+            self.first = step
+
+    def on(self, device: torch.device | str) -> Self:
+        """The same batches on a device, see ``Loader.on``."""
+        moved, place = copy.copy(self), torch.device(device)
+        if hasattr(self.loader, "on"):
+            moved.loader = self.loader.on(place)
+        else:
+            moved.device = place if place.type != "cpu" else None
+        return moved
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = iter(self.loader)
+        first, self.first = self.first, 0
+        batches = self._checked(first)
+        return batches if self.device is None else copied(batches, self.device)
+
+    def _checked(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        batches, step = iter(self.loader), 0
         while True:
             try:
                 batch = next(batches)
@@ -112,12 +159,20 @@ class CheckedLoader:
             except EdgepruneError:
                 raise
             except Exception as reason:  # whatever the user's loader raises
-                raise self._refuse(f"one that fails ({type(reason).__name__}: {reason})", "") from reason
-            self._check(batch)
-            yield batch
+                torn = isinstance(reason, EOFError | ConnectionError) or "DataLoader worker" in str(reason)
+                hint = "A worker process has died, perhaps for want of memory." if torn else ""
+                raise self._refuse(
+                    f"one that fails ({type(reason).__name__}: {reason})", "", hint
+                ) from reason
+            if step >= first:
+                self._check(batch)
+                images, labels = batch
+                part = part_of(len(labels), self.rank, self.ranks)
+                yield images[part], labels[part]
+            step += 1
 
-    def _refuse(self, value: str, expected: str) -> DataError:
-        return DataError("could not use a batch", where=self.where, value=value, expected=expected)
+    def _refuse(self, value: str, expected: str, hint: str = "") -> DataError:
+        return DataError("could not use a batch", where=self.where, value=value, expected=expected, hint=hint)
 
     def _check(self, batch: Any) -> None:
         pair = isinstance(batch, tuple | list) and len(batch) == 2

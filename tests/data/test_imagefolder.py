@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +169,37 @@ def test_imagefolder_with_a_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat" / "link.bmp").symlink_to(tmp_path / "gone.bmp")
     with pytest.raises(DataError, match=r"link\.bmp is unreadable"):
         load_images(tmp_path)
+
+
+def test_imagefolder_with_a_pipe_instead_of_an_image(tmp_path: Path) -> None:
+    plant_images(tmp_path / "train")
+    os.mkfifo(tmp_path / "train" / "cat" / "pipe.bmp")
+    with pytest.raises(DataError, match=r"pipe\.bmp is not a regular file, expected an image file"):
+        load_images(tmp_path)
+
+
+def test_imagefolder_with_storage_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_images(tmp_path / "train")
+    data, answer = load_images(tmp_path), threading.Event()
+    monkeypatch.setattr(Image, "open", lambda _: answer.wait())
+    monkeypatch.setattr(imagefolder, "DECODING_S", 0.05)
+    try:
+        with pytest.raises(DataError, match=r"train/.*\.bmp is not decoded after 0\.05 s"):
+            whole(data.val)
+    finally:
+        answer.set()
+
+
+@pytest.mark.parametrize("failing", ["open", "resize"])
+def test_imagefolder_names_the_file_whatever_fails(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no memory")
+
+    plant_images(tmp_path / "train")
+    data = load_images(tmp_path)
+    place = Image if failing == "open" else Image.Image
+    monkeypatch.setattr(place, failing, fail)
+    with pytest.raises(DataError, match=r"train/.*\.bmp is broken \(MemoryError: no memory\)"):
+        whole(data.train)

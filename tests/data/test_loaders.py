@@ -42,14 +42,24 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
     assert not torch.equal(whole(other)[1], passed[1])
 
 
+def test_a_pass_that_has_begun_keeps_its_epoch() -> None:
+    ours, theirs = loader(cutout=2), loader(cutout=2)
+    batches = iter(ours)
+    ours.set_epoch(1)
+    assert all(torch.equal(mine[0], other[0]) for mine, other in zip(batches, theirs, strict=True))
+
+
 def test_augmentation_is_the_crop_and_flip_of_each_image() -> None:
     """A slow loop, image by image, from the same draws."""
-    ours = loader(batch_size=40)
+    ours = loader(batch_size=25)
     images, labels = whole(ours)
     draws = seeded(0, "epoch 0")
     order = torch.randperm(40, generator=draws)
-    top, left = torch.randint(5, (2, 40), generator=draws)
-    mirrored = torch.rand(40, generator=draws) < 0.5
+    corners, mirrors = [], []
+    for count in (25, 15):
+        corners.append(torch.randint(5, (2, count), generator=draws))
+        mirrors.append(torch.rand(count, generator=draws) < 0.5)
+    (top, left), mirrored = torch.cat(corners, dim=1), torch.cat(mirrors)
     assert torch.equal(labels, order)
     assert 0 < mirrored.sum() < 40
     for row, position in enumerate(order):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -123,6 +124,7 @@ IMAGES, LABELS = torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.int64)
         ({"val": Fixed((IMAGES, LABELS + 3))}, "labels 3 to 3, expected 0 to 2"),
         ({"val": Fixed((IMAGES, LABELS - 1))}, "labels -1 to -1, expected 0 to 2"),
         ({"val": Fixed(ValueError("out of tape"))}, r"one that fails \(ValueError: out of tape\)"),
+        ({"val": Fixed(EOFError())}, r"one that fails \(EOFError: \)\. A worker process has died"),
         ({"val": Fixed(DataError("could not decode an image"))}, "^could not decode an image"),
     ],
 )
@@ -176,3 +178,48 @@ def test_faults_of_the_user_s_code(
     with pytest.raises(DataError, match=message):
         load_data(spec)
     sys.modules.pop("own", None)
+
+
+DYING = """
+import os, signal, warnings
+import torch
+from dataclasses import replace
+from edgeprune.data import load_data
+from edgeprune.errors import DataError
+
+warnings.simplefilter("ignore")
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if index == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(3, 32, 32), 0
+
+class Loader(torch.utils.data.DataLoader):
+    samples = 64
+
+    def set_epoch(self, epoch):
+        pass
+
+def make():
+    return replace(load_data("digits"), train=Loader(Images(), batch_size=4, num_workers=1), identity="1")
+
+train = load_data("__main__:make").train
+try:
+    list(train)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_death_of_a_user_s_worker_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=120, check=False
+    )
+    # torch tells of it in one of several ways, whichever it notices first.
+    assert "__main__:make: train is one that fails (" in done.stdout, done.stderr
+    assert "A worker process has died" in done.stdout
