@@ -163,10 +163,9 @@ class Run:
         self.start_accuracy = state["start_accuracy"]
         self.records = [Epoch(**record) for record in state["records"]]
         self.best, self.best_state = tuple(state["best"]), state["best_state"]
-        tally = state["tally"].items()
-        self.tally = Tally(
-            **{key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in tally}
-        )
+        self.tally = Tally(**state["tally"])
+        for name in ("loss_sum", "watch", "good"):
+            setattr(self.tally, name, state["tally"][name].to(self.device))
         self.saved_at = f"{files.path} ({self.place()})"
         return True
 

@@ -115,10 +115,11 @@ def memory_explained(loader: Loader, images: int) -> Iterator[None]:
         if not isinstance(reason, torch.OutOfMemoryError | MemoryError) and not on_cpu:
             raise
         size = int(getattr(loader, "batch_size", images) or images)
+        line = text.splitlines()[0] if text else "out of memory"
         raise TrainingError(
             "could not train",
             where="the memory",
-            value=f"too small for batches of {size} images ({text.splitlines()[0] if text else 'out of memory'})",
+            value=f"too small for batches of {size} images ({line})",
             expected="room for the network, its gradients and one batch",
             hint=f"Try a batch size of {max(2, size // 2)} (--batch-size {max(2, size // 2)}).",
         ) from reason

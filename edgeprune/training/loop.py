@@ -238,6 +238,7 @@ class Training:
         tally, files = self.run_.tally, self.files
         if self.interruption.number is not None:
             self._check(epoch)
+            self._check_weights(f"a weight after epoch {epoch + 1}, step {tally.step}")
             self._save()
             raise self._interrupted(self.interruption.number)
         if tally.step >= self.steps:
@@ -264,7 +265,7 @@ class Training:
         for group in optimizer.param_groups:
             group["lr"] = self.lr
         optimizer.zero_grad()
-        with memory_explained(self.data.train, len(labels)), compiler_explained():
+        with memory_explained(self.data.train, len(labels)), compiler_explained(recipe.compile):
             loss = self._loss(inputs, labels)
             if not self.on_gpu and not math.isfinite(value := float(loss.detach())):
                 raise self._diverged(epoch, tally.step, "the loss", value)

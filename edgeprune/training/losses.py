@@ -1,4 +1,4 @@
-"""The loss of a step: cross-entropy with label smoothing, on mixed images if wanted, with a teacher's help."""
+"""The loss of a step: cross-entropy with label smoothing, on mixed images, with the help of a teacher."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def network_of(model: nn.Module, recipe: Recipe, device: torch.device) -> Networ
     """
     if not recipe.compile:
         return model
-    with compiler_explained():
+    with compiler_explained(True):
         torch.compile(_double)(torch.zeros(2, device=device))
     compiled: Network = torch.compile(model)
     return compiled
@@ -36,12 +36,18 @@ def _double(x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def compiler_explained() -> Iterator[None]:
+def compiler_explained(active: bool) -> Iterator[None]:
     """Turn what torch.compile says of itself into an error.
+
+    Args:
+        active: False: nothing is compiled, and torch's compiler is not even imported, which takes seconds.
 
     Raises:
         TrainingError: The compiler is missing, or fails on the network.
     """
+    if not active:
+        yield
+        return
     from torch._dynamo.exc import TorchDynamoException
 
     try:

@@ -17,6 +17,14 @@ Part = Literal["dense", "sparse", "finetune"]
 PROBLEM = "could not train"
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train. 0 switches off what can be switched off.
@@ -241,11 +249,3 @@ def as_recipe(recipe: Recipe | str | None) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     return find_preset("default" if recipe is None else recipe).dense
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
