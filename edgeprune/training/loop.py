@@ -30,7 +30,7 @@ from edgeprune.training.faults import (
 )
 from edgeprune.training.interruption import Interruption
 from edgeprune.training.losses import loss_of, mix
-from edgeprune.training.network import compiler_explained, laid_out, network_of, optimizer_of
+from edgeprune.training.network import compiler_explained, is_gpu, laid_out, network_of, optimizer_of
 from edgeprune.training.progress import INTERVAL_S, Epoch, History, Progress, Reporter
 from edgeprune.training.randomness import kept_random_states, seed_step
 from edgeprune.training.recipe import PROBLEM, Changes, Recipe, as_recipe
@@ -147,7 +147,7 @@ class Training:
     ) -> None:
         self.model, self.recipe, self.teacher, self.seed = model, recipe, teacher, seed
         self.hooks, self.files, self.device = hooks, files, device_of(model)
-        self.on_gpu = self.device.type == "cuda"
+        self.on_gpu = is_gpu(self.device)
         settings = ""
         if files is not None:
             decisive = {

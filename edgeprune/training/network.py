@@ -14,6 +14,11 @@ from edgeprune.training.recipe import Precision, Recipe
 Network = Callable[[Tensor], object]
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether the host runs ahead of the device, so that looking at a number means waiting."""
+    return device.type == "cuda"
+
+
 def network_of(model: nn.Module, recipe: Recipe, device: torch.device) -> Network:
     """The network as the training steps call it: itself, or through torch.compile.
 
@@ -77,7 +82,7 @@ def optimizer_of(model: nn.Module, recipe: Recipe, device: torch.device) -> torc
             {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-    fused = True if device.type == "cuda" else None
+    fused = True if is_gpu(device) else None
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(
             groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused
