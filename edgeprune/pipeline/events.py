@@ -85,7 +85,8 @@ def recorded(context: Any) -> Iterator[None]:
         with checkpoint_warnings_said(listener):
             yield
     except BaseException as reason:
-        recorder.write("stop", stage=recorder.now, reason=str(reason) or type(reason).__name__)
+        if recorder.path.exists():  # else nothing has begun: a wrong option leaves no file behind
+            recorder.write("stop", stage=recorder.now, reason=str(reason) or type(reason).__name__)
         raise
     finally:
         context.listener = listener
