@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import onnx
 import pytest
@@ -22,7 +23,9 @@ from edgeprune.files import TEMPORARY
 from edgeprune.pipeline import COMMANDS, STAGES, Settings
 from edgeprune.pipeline.device import mobile_story, refit_story
 from edgeprune.pipeline.folder import RunFolder, is_run_folder, new_run, open_run
+from edgeprune.pipeline.host import scheme_of
 from edgeprune.pipeline.recipes import batch_size_of, recipe_of
+from edgeprune.schemes import ProximalNS
 from edgeprune.training import find_preset
 from edgeprune.training.recipe import Part
 from tests.conftest import RUN, edgeprune, run
@@ -195,6 +198,19 @@ def test_a_setting_beats_the_recipe_and_only_then() -> None:
         recipe_of(Settings("m", recipe="papers"), "dense")
     with pytest.raises(UsageError, match="mixup is -1"):
         recipe_of(Settings("m", mixup=-1), "dense")
+
+
+def test_a_scheme_that_trains_takes_from_the_recipe_what_its_options_do_not_say() -> None:
+    def scheme(**settings: Any) -> Any:
+        return scheme_of(SimpleNamespace(run=SimpleNamespace(settings=Settings("m", **settings))))
+
+    plain = ProximalNS()
+    assert scheme() == dataclasses.replace(plain, epochs=30)
+    assert scheme(recipe="proximal-ns-cifar") == plain  # the papers' values are its own, too
+    quick = find_preset("quick").sparse
+    found = scheme(recipe="quick", scheme_options={"lr": "0.02"}, seed=3)
+    assert (found.epochs, found.lr, found.schedule, found.seed) == (quick.epochs, 0.02, quick.schedule, 3)
+    assert scheme(scheme="magnitude", recipe="quick").name == "magnitude"
 
 
 def test_every_stage_reads_what_an_earlier_one_writes() -> None:

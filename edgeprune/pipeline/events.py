@@ -75,10 +75,18 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recorded(context: Any) -> Iterator[None]:
-    """A run with its events written, and with the warnings of its checkpoints told to its listener."""
+def recorded(context: Any, *, trains: bool) -> Iterator[None]:
+    """A run with its events written, and with the warnings of its checkpoints told to its listener.
+
+    Args:
+        context: The run.
+        trains: Something may be trained; TensorBoard, which needs torch, is for that alone.
+
+    Raises:
+        UsageError: TensorBoard is asked for and not installed.
+    """
     run, listener = context.run, context.listener
-    board = board_of(run.file("tensorboard")) if run.settings.tensorboard else None
+    board = board_of(run.file("tensorboard")) if trains and run.settings.tensorboard else None
     recorder = Recorder(listener, run.file(EVENTS_FILE), board)
     context.listener = recorder
     try:

@@ -113,6 +113,7 @@ STAGES: tuple[Stage, ...] = (
     ),
 )  # fmt: skip
 
+TRAINING = {"train", "prune", "finetune"}
 COMMANDS: tuple[str, ...] = tuple(dict.fromkeys(stage.command for stage in STAGES))
 
 
@@ -132,7 +133,7 @@ def run_stages(context: Any, commands: Iterable[str]) -> None:
     with run.locked():
         if not is_run_folder(run.path):
             run.save()
-        with recorded(context):
+        with recorded(context, trains=bool(wanted & TRAINING)):
             _run_wanted(context, wanted)
 
 
