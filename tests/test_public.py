@@ -44,8 +44,8 @@ SURFACE = {
     "extra_state=None, checkpoint=None, phase='train', on_progress=None, **changes)",
 }
 CLASSES = {
-    "Artifact", "Budget", "ChannelGroup", "Checkpoints", "Data", "EdgepruneError", "Estimate", "Measurement", "Member",
-    "Normalization", "Plan", "Recipe", "Refit", "Scores", "Target", "Verdict",
+    "Artifact", "Budget", "ChannelGroup", "Checkpoints", "Data", "EdgepruneError", "Estimate", "Measurement",
+    "Member", "Normalization", "Plan", "Recipe", "Refit", "Scores", "Target", "Verdict",
 }  # fmt: skip
 
 
