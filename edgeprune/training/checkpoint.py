@@ -149,10 +149,10 @@ class Run:
         if (state["format"], state["settings"]) != (FORMAT, self.settings):
             raise TrainingError(
                 "could not go on from the checkpoint",
-                where=str(files.path),
+                where=str(files.there()[0]),
                 value="of another training",
                 expected="the same network, data, scheme and settings",
-                hint="Delete it to start again.",
+                hint=files.how_to_start_again(),
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

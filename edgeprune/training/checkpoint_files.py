@@ -54,6 +54,15 @@ class Checkpoints:
         """The newest (0) or one before it."""
         return self.path.with_name(f"{self.path.stem}.{age}{self.path.suffix}") if age else self.path
 
+    def there(self) -> list[Path]:
+        """The files that exist, the newest first."""
+        return [path for age in range(self.keep) if (path := self.file(age)).exists()]
+
+    def how_to_start_again(self) -> str:
+        """A hint: all of them must go, else the one before the newest is taken."""
+        older = ", ".join(path.name for path in self.there()[1:])
+        return f"Delete it and {older} to start again." if older else "Delete it to start again."
+
     def write(self, state: dict[str, Any]) -> None:
         """Write the newest; the ones before stay whole until it is.
 
@@ -85,7 +94,7 @@ class Checkpoints:
         Raises:
             TrainingError: All that are there are broken.
         """
-        found = [path for age in range(self.keep) if (path := self.file(age)).exists()]
+        found = self.there()
         broken = ""
         for path in found:
             try:
@@ -111,7 +120,7 @@ class Checkpoints:
                 where=str(found[0]),
                 value=f"broken ({broken})",
                 expected="a checkpoint of edgeprune",
-                hint="Delete it to start again.",
+                hint=self.how_to_start_again(),
             )
         return None
 

@@ -195,7 +195,9 @@ def test_if_all_are_broken_it_is_an_error(net, data, tmp_path):
     train(net(), data, epochs=1, checkpoint=files)
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"x\.checkpoint is broken .*Delete it to start again"):
+    with pytest.raises(
+        TrainingError, match=r"x\.checkpoint is broken .*Delete it and x\.1\.checkpoint to start again"
+    ):
         train(net(), data, epochs=1, checkpoint=files)
 
 
