@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgeprune.selection import make_plan
     from edgeprune.surgery import load_slim, save_slim, slim
     from edgeprune.target import Budget, Target, list_targets, load_target
-    from edgeprune.training import evaluate, predict, train
+    from edgeprune.training import Checkpoints, Recipe, evaluate, predict, train
     from edgeprune.variants import convert
     from edgeprune.verdict import Verdict, exit_code, gate
 
@@ -53,7 +53,7 @@ _HOME = {
     "selection": ("make_plan",),
     "surgery": ("load_slim", "save_slim", "slim"),
     "target": ("Budget", "Target", "list_targets", "load_target"),
-    "training": ("evaluate", "predict", "train"),
+    "training": ("Checkpoints", "Recipe", "evaluate", "predict", "train"),
     "variants": ("convert",),
     "verdict": ("Verdict", "exit_code", "gate"),
 }
@@ -63,6 +63,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "ChannelGroup",
+    "Checkpoints",
     "Data",
     "EdgepruneError",
     "Estimate",
@@ -70,6 +71,7 @@ __all__ = [
     "Member",
     "Normalization",
     "Plan",
+    "Recipe",
     "Refit",
     "Scores",
     "Target",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class EdgepruneError(Exception):
     """Something the user can act on.
@@ -66,6 +68,24 @@ class SlimError(EdgepruneError):
 
 class TrainingError(EdgepruneError):
     """Training cannot go on, e.g. a loss that is not finite."""
+
+
+class CheckpointWarning(UserWarning):
+    """The newest checkpoint is broken; training goes on from the one before it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work; not an error, and without a handler it ends the process as ^C does.
+
+    Args:
+        number: The signal's.
+        state: What has become of the work, a clause, e.g. ``"the checkpoint is written"``.
+    """
+
+    def __init__(self, number: int, state: str = "") -> None:
+        self.number, self.state = number, state
+        text = f"interrupted by {signal.Signals(number).name}"
+        super().__init__(f"{text}, {state}" if state else text)
 
 
 class SchemeError(EdgepruneError):

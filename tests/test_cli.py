@@ -182,7 +182,9 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     assert text in json.loads(out)["error"]
     # Nothing half-made is left that the corrected command would trip over.
     assert not [
-        path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("run.json", ".lock")
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name not in ("run.json", ".lock", "events.jsonl")
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,13 @@ def test_elsewhere_there_are_plain_lines(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "  proximal-ns 100/160: 12346 img/s obj 2.662 zeros 70 % val 94.4 %, 754 s left\n" in text
     assert "score     done in 3.0 s\n" in text
     assert "  bench: memory of dense.onnx, process 2 of 3\n" in text
+
+
+def test_the_macs_that_would_remain_are_shown_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = replace(PROGRESS, macs_ratio=0.431)
+    assert "MACs" not in shown(terminal=True, progress=progress)  # 80 columns
+    monkeypatch.setattr(display_module, "PLAIN_EVERY_S", 0.0)
+    assert "zeros 70 % MACs 43 % val 94.4 %, 754 s left" in shown(terminal=False, progress=progress)
 
 
 def test_without_a_penalty_the_loss_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

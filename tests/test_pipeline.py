@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args
 
 import onnx
 import pytest
@@ -21,6 +23,11 @@ from edgeprune.files import TEMPORARY
 from edgeprune.pipeline import COMMANDS, STAGES, Settings
 from edgeprune.pipeline.device import mobile_story, refit_story
 from edgeprune.pipeline.folder import RunFolder, is_run_folder, new_run, open_run
+from edgeprune.pipeline.host import scheme_of
+from edgeprune.pipeline.recipes import batch_size_of, recipe_of
+from edgeprune.schemes import ProximalNS
+from edgeprune.training import find_preset
+from edgeprune.training.recipe import Part
 from tests.conftest import RUN, edgeprune, run
 
 HASHED = (
@@ -140,6 +147,7 @@ def test_settings_make_the_command_that_makes_them() -> None:
     settings = Settings(
         "resnet20", data="cifar10:some where", keep=("layer1.*",), scheme_options={"l1": 0.1}, distill=False,
         max_size_bytes=300_000, dynamic_batch=True, min_share=0.25, instructions=True, latency=False,
+        recipe="quick", ema=0.99, warmup_epochs=0.5, compile=False, patience=3, checkpoint_steps=50,
     )  # fmt: skip
     command = settings.command("runs/x")
     for part in (
@@ -151,6 +159,7 @@ def test_settings_make_the_command_that_makes_them() -> None:
         "--dynamic-batch",
         "--min-share 0.25",
         "--instructions --no-latency",
+        "--recipe quick --warmup-epochs 0.5 --ema 0.99 --patience 3 --no-compile --checkpoint-steps 50",
         "--out runs/x",
     ):
         assert part in command
@@ -168,10 +177,40 @@ def test_settings_make_the_command_that_makes_them() -> None:
         (Settings("m", epochs=2), (2, 2, 2)),
         (Settings("m", epochs=2, weights="w"), (0, 2, 2)),
         (Settings("m", epochs=2, weights="w", train_epochs=1, prune_epochs=0, finetune_epochs=3), (1, 0, 3)),
+        (Settings("m", recipe="proximal-ns-cifar"), (160, 160, 160)),
+        (Settings("m", recipe="apib-cifar", weights="w", finetune_epochs=2), (0, 150, 2)),
     ],
 )
 def test_epochs(settings: Settings, epochs: tuple[int, int, int]) -> None:
-    assert (settings.dense_epochs(), settings.sparse_epochs(), settings.slim_epochs()) == epochs
+    assert tuple(recipe_of(settings, part).epochs for part in get_args(Part)) == epochs
+
+
+def test_a_setting_beats_the_recipe_and_only_then() -> None:
+    plain = Settings("m", recipe="quick")
+    preset = find_preset("quick")
+    assert [recipe_of(plain, part) for part in get_args(Part)] == [preset.part(p) for p in get_args(Part)]
+    own = Settings("m", recipe="quick", label_smoothing=0.0, ema=0.9, compile=True, train_lr=0.3)
+    changed = recipe_of(own, "dense")
+    assert changed == preset.dense.changed(label_smoothing=0.0, ema=0.9, compile=True, lr=0.3)
+    assert recipe_of(own, "finetune").lr == preset.finetune.lr
+    assert (batch_size_of(plain), batch_size_of(Settings("m", batch_size=7))) == (128, 7)
+    with pytest.raises(UsageError, match="find the recipe: its name is 'papers', expected one of default"):
+        recipe_of(Settings("m", recipe="papers"), "dense")
+    with pytest.raises(UsageError, match="mixup is -1"):
+        recipe_of(Settings("m", mixup=-1), "dense")
+
+
+def test_a_scheme_that_trains_takes_from_the_recipe_what_its_options_do_not_say() -> None:
+    def scheme(**settings: Any) -> Any:
+        return scheme_of(SimpleNamespace(run=SimpleNamespace(settings=Settings("m", **settings))))
+
+    plain = ProximalNS()
+    assert scheme() == dataclasses.replace(plain, epochs=30)
+    assert scheme(recipe="proximal-ns-cifar") == plain  # the papers' values are its own, too
+    quick = find_preset("quick").sparse
+    found = scheme(recipe="quick", scheme_options={"lr": "0.02"}, seed=3)
+    assert (found.epochs, found.lr, found.schedule, found.seed) == (quick.epochs, 0.02, quick.schedule, 3)
+    assert scheme(scheme="magnitude", recipe="quick").name == "magnitude"
 
 
 def test_every_stage_reads_what_an_earlier_one_writes() -> None:

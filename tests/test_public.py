@@ -40,14 +40,13 @@ SURFACE = {
     "save_slim": "(model, plan, path, *, source=None)",
     "slim": "(model, plan, *, example=None)",
     "to_ort_format": "(artifact, path, *, provider='CPUExecutionProvider', data=None)",
-    "train": "(model, data, *, epochs, lr=0.1, momentum=0.9, weight_decay=0.0001, nesterov=False, "
-    "schedule='cosine', teacher=None, seed=0, select='best', precision='fp32', after_step=None, "
-    "penalty=None, sparsity=None, "
-    "extra_state=None, checkpoint=None, phase='train', on_progress=None)",
+    "train": "(model, data, *, recipe=None, teacher=None, seed=0, select='best', after_step=None, "
+    "penalty=None, sparsity=None, macs_ratio=None, "
+    "extra_state=None, checkpoint=None, phase='train', on_progress=None, **changes)",
 }
 CLASSES = {
-    "Artifact", "Budget", "ChannelGroup", "Data", "EdgepruneError", "Estimate", "Measurement", "Member",
-    "Normalization", "Plan", "Refit", "Scores", "Target", "Verdict",
+    "Artifact", "Budget", "ChannelGroup", "Checkpoints", "Data", "EdgepruneError", "Estimate", "Measurement",
+    "Member", "Normalization", "Plan", "Recipe", "Refit", "Scores", "Target", "Verdict",
 }  # fmt: skip
 
 

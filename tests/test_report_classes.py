@@ -203,7 +203,9 @@ def test_a_run_reports_what_its_scheme_has_found(tmp_path):
         "scheme": "sglp-ib", "options": {"images": 200}, "zero_units": 0, "scored_units": 16, "frozen": {},
         "scheme_facts": facts, "val_accuracy": 0.9, "test_accuracy": 0.9,
     }  # fmt: skip
-    settings = SimpleNamespace(model="resnet20", data="digits", command=lambda folder: f"run {folder}")
+    settings = SimpleNamespace(
+        model="resnet20", data="digits", recipe="quick", command=lambda folder: f"run {folder}"
+    )
     run = SimpleNamespace(
         path=tmp_path, settings=settings, file=lambda name: tmp_path / name,
         facts=lambda stage: score if stage == "score" else {},

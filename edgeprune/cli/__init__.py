@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
@@ -15,9 +19,11 @@ from edgeprune.cli.doctor import doctor
 from edgeprune.cli.information import groups, targets
 from edgeprune.cli.stages import export, finetune, gate, prune, report, run, train
 from edgeprune.cli.widths import widths
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, Interrupted
 
 INTERRUPTED = 130
+SIGNALLED = 128
+"""Added to the number of a signal, as shells do."""
 HOST_PACKAGES = {"torch", "torchvision", "onnx", "onnxscript", "onnxsim", "safetensors", "scipy", "sklearn"}
 
 
@@ -32,7 +38,7 @@ def cli() -> None:
     edgeprune gate --target local-cpu
 
     Exit codes: 0 passed, 1 a budget failed, 2 wrong usage or bad input, 3 could
-    not measure or cannot tell.
+    not measure or cannot tell; 128 + its number if a signal ended it.
     """  # noqa: D301 (click's mark for text that is not to be re-wrapped)
 
 
@@ -48,8 +54,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in words
     try:
-        # Without standalone mode click hands back what `Context.exit` was given.
-        code = cli.main(words, prog_name="edgeprune", standalone_mode=False)
+        with _sigterm_interrupts():
+            # Without standalone mode click hands back what `Context.exit` was given.
+            code = cli.main(words, prog_name="edgeprune", standalone_mode=False)
     except EdgepruneError as error:
         _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
@@ -65,14 +72,37 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(
             f"this command needs the host side's packages, and there is no {error.name}. {hint}", 2, as_json
         )
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted. Run the same command again to go on.", INTERRUPTED, as_json)
+    except (KeyboardInterrupt, click.Abort) as error:
+        cause = error.__cause__ if isinstance(error, click.Abort) else error  # click wraps what it catches
+        known = isinstance(cause, Interrupted)
+        _fail(
+            f"{cause if known else 'interrupted'}. Run the same command again to go on.",
+            SIGNALLED + cause.number if isinstance(cause, Interrupted) else INTERRUPTED,
+            as_json,
+        )
     except OSError as error:
         # A full disk, a read-only folder, a missing right: the user's to mend, not a bug.
         _fail(
             f"could not read or write: {error.filename or 'a file'} is {error.strerror or error}.", 2, as_json
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the work as ^C does: files half-written and processes begun are cleaned up."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, exit_code: int, as_json: bool) -> NoReturn:

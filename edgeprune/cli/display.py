@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_EVERY_S = 10.0
+WIDE = 100
+"""Columns from which the MACs that would remain fit beside the rest."""
 
 
 class Display:
@@ -60,6 +62,8 @@ class Display:
         parts = [f"{progress.images_per_s:.0f} img/s", f"{name} {value:.3f}"]
         if progress.sparsity is not None:
             parts.append(f"zeros {progress.sparsity * 100:.0f} %")
+        if progress.macs_ratio is not None and (self.bars is None or self.console.width >= WIDE):
+            parts.append(f"MACs {progress.macs_ratio * 100:.0f} %")
         if progress.val_accuracy is not None:
             parts.append(f"val {progress.val_accuracy * 100:.1f} %")
         self._show(

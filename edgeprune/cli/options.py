@@ -26,7 +26,8 @@ def _option(*names: str, text: str, default: str = "", **facts: Any) -> Option:
     return click.option(*names, help=text + shown, default=None if not facts.get("multiple") else (), **facts)
 
 
-COUNT, POSITIVE = click.IntRange(0), click.IntRange(1)
+COUNT, POSITIVE, SHARE = click.IntRange(0), click.IntRange(1), click.FloatRange(0)
+THE_RECIPES = "the recipe's"
 FILE = click.Path(path_type=Path)
 
 MODEL = [
@@ -46,15 +47,60 @@ DATA = [
         default="digits",
     ),
     click.option("--download", is_flag=True, help="Fetch the data set into DIR if it is not there."),
-    _option("--batch-size", type=click.IntRange(2), text="Images per batch.", default="128"),
+    _option("--batch-size", type=click.IntRange(2), text="Images per batch.", default="the recipe's"),
     _option("--image-size", type=POSITIVE, text="Height and width for imagefolder.", default="224"),
     _option("--seed", type=COUNT, text="Of all that is drawn.", default="0"),
     _option("--device", text="auto, cpu or cuda, for training.", default="auto"),
 ]
 EPOCHS = _option("--epochs", type=COUNT, text="Epochs of each training that has no number of its own.")
+RECIPE = [
+    _option(
+        "--recipe",
+        metavar="NAME",
+        text="How to train: default, quick, proximal-ns-cifar or apib-cifar.",
+        default="default",
+    ),
+    EPOCHS,
+    _option("--optimizer", type=click.Choice(["sgd", "adamw"]), text="Optimizer.", default=THE_RECIPES),
+    _option(
+        "--schedule",
+        type=click.Choice(["cosine", "step", "one-cycle"]),
+        text="Of the learning rate.",
+        default=THE_RECIPES,
+    ),
+    _option("--warmup-epochs", type=SHARE, text="Epochs in which the rate rises.", default=THE_RECIPES),
+    _option("--weight-decay", type=SHARE, text="Weight decay.", default=THE_RECIPES),
+    _option(
+        "--label-smoothing", type=SHARE, text="Share of the target for all classes.", default=THE_RECIPES
+    ),
+    _option("--mixup", type=SHARE, text="alpha of the mixing of images; 0: off.", default=THE_RECIPES),
+    _option("--ema", type=SHARE, text="Decay of a mean of the weights; 0: off.", default=THE_RECIPES),
+    _option("--clip", type=SHARE, text="Largest norm of the gradient; 0: off.", default=THE_RECIPES),
+    _option(
+        "--patience",
+        type=COUNT,
+        text="Stop after so many epochs without a better validation; 0: off.",
+        default=THE_RECIPES,
+    ),
+    _option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        text="Of the training steps; files have the target's.",
+        default=THE_RECIPES,
+    ),
+    _option("--compile/--no-compile", text="Train through torch.compile.", default=THE_RECIPES),
+    _option(
+        "--checkpoint-steps",
+        type=COUNT,
+        text="Write a checkpoint every so many steps too.",
+        default="once a minute",
+    ),
+    _option("--keep-checkpoints", type=POSITIVE, text="Checkpoints that are kept.", default="2"),
+    _option("--tensorboard/--no-tensorboard", text="Write for TensorBoard.", default="no"),
+]
 TRAIN = [
-    _option("--train-epochs", type=COUNT, text="Dense training.", default="30; 0 with --weights"),
-    _option("--train-lr", type=float, text="Its learning rate.", default="0.1"),
+    _option("--train-epochs", type=COUNT, text="Dense training.", default=f"{THE_RECIPES}; 0 with --weights"),
+    _option("--train-lr", type=float, text="Its learning rate.", default=THE_RECIPES),
 ]
 CHANNEL_SELECT = _option(
     "--channel-select/--no-channel-select",
@@ -79,7 +125,7 @@ PRUNE = [
         multiple=True,
         text="Hyper-parameter of the scheme, e.g. l1=0.002; repeatable.",
     ),
-    _option("--prune-epochs", type=COUNT, text="Epochs of a scheme that trains.", default="30"),
+    _option("--prune-epochs", type=COUNT, text="Epochs of a scheme that trains.", default=THE_RECIPES),
     _option("--max-macs-ratio", type=float, text="Multiply-adds, slim / dense."),
     _option("--max-params-ratio", type=float, text="Parameters, slim / dense."),
     _option("--max-latency-ratio", type=float, text="Latency on the target, slim / dense; measured there."),
@@ -114,8 +160,8 @@ REFIT = [
     _option("--refit-images", type=POSITIVE, text="Calibration images for that, at most.", default="300"),
 ]
 FINETUNE = [
-    _option("--finetune-epochs", type=COUNT, text="Epochs of fine-tuning.", default="10"),
-    _option("--finetune-lr", type=float, text="Its learning rate.", default="0.01"),
+    _option("--finetune-epochs", type=COUNT, text="Epochs of fine-tuning.", default=THE_RECIPES),
+    _option("--finetune-lr", type=float, text="Its learning rate.", default=THE_RECIPES),
     _option("--distill/--no-distill", text="With the dense network as teacher.", default="distill"),
 ]
 EXPORT = [
@@ -197,12 +243,12 @@ BROWSER = [
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
-ALL = [*MODEL, *DATA, EPOCHS, *TRAIN, *PRUNE, *REFIT, *FINETUNE, *EXPORT, *TARGET, *BENCH]
+ALL = [*MODEL, *DATA, *RECIPE, *TRAIN, *PRUNE, *REFIT, *FINETUNE, *EXPORT, *TARGET, *BENCH]
 BY_COMMAND: dict[str, list[Any]] = {
     "run": ALL,
-    "train": [*MODEL, *DATA, EPOCHS, *TRAIN],
-    "prune": [*DATA, EPOCHS, *PRUNE, *REFIT, *TARGET],
-    "finetune": [*DATA, EPOCHS, *FINETUNE],
+    "train": [*MODEL, *DATA, *RECIPE, *TRAIN],
+    "prune": [*DATA, *RECIPE, *PRUNE, *REFIT, *TARGET],
+    "finetune": [*DATA, *RECIPE, *FINETUNE],
     "export": [*DATA, *EXPORT, *TARGET],
     "bench": [*TARGET, *BENCH],
     "gate": [*TARGET, *BENCH],

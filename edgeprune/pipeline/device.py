@@ -14,7 +14,14 @@ from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.stages import variant_of
-from edgeprune.report import class_structure, junit_xml, make_report, report_html, report_markdown
+from edgeprune.report import (
+    class_structure,
+    junit_xml,
+    make_report,
+    report_html,
+    report_markdown,
+    training_curves,
+)
 from edgeprune.runners import follow, open_runner
 from edgeprune.target import Target
 from edgeprune.verdict import Verdict, gate, verdicts_from_json, verdicts_to_json
@@ -116,6 +123,7 @@ def story_of(context: Context) -> dict[str, object]:
     train, score, plan, slim = (run.facts(name) for name in ("train", "score", "plan", "slim"))
     refit, finetune = run.facts("refit"), run.facts("finetune")
     story: dict[str, object] = {"network": run.settings.model, "data": run.settings.data}
+    story["recipe of the trainings"] = run.settings.recipe
     if score:
         options = ", ".join(f"{key} {value}" for key, value in score["options"].items())
         story["scheme"] = f"{score['scheme']} ({options})"
@@ -197,6 +205,19 @@ def refit_story(done: dict[str, Any]) -> str:
     )
 
 
+def histories_of(context: Context) -> dict[str, dict[str, Any] | None]:
+    """What the trainings of a run noted of their epochs, by what a report calls them."""
+    run = context.run
+    score = run.facts("score")
+    scheme = score.get("scheme_facts", {})
+    return {
+        "dense training": run.facts("train").get("history"),
+        score.get("scheme", "the scheme"): scheme.get("history"),
+        "debiasing": scheme.get("debias"),
+        "fine-tuning": run.facts("finetune").get("history"),
+    }
+
+
 def write_reports(context: Context) -> dict[str, Any]:
     """Write report.md and report.html."""
     run = context.run
@@ -206,6 +227,7 @@ def write_reports(context: Context) -> dict[str, Any]:
         command=run.settings.command(str(run.path)),
         extra=story_of(context) | mobile_story(context),
         classes=class_structure(run.facts("score").get("scheme_facts", {})),
+        curves=training_curves(histories_of(context)),
     )
     write_text(run.file("report.md"), report_markdown(report))
     write_text(run.file("report.html"), report_html(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgeprune.models import build, load_model, normalization_of, source_of
 from edgeprune.onnx_export import export
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.device import identity_of_machine
+from edgeprune.pipeline.recipes import batch_size_of, checkpoints_of, recipe_of, scheme_options
 from edgeprune.plan import Plan
 from edgeprune.refitting import refit
 from edgeprune.schemes import SCHEMES, Scheme, make_scheme
@@ -37,28 +39,29 @@ FACTS_BYTES = 1_200
 
 
 def identity_of_data(context: Context) -> Any:
-    """Hash of images, labels and split."""
-    return context.data.identity
+    """Hash of images, labels and split; images per batch."""
+    return [context.data.identity, batch_size_of(context.run.settings)]
 
 
 def identity_of_dense(context: Context) -> Any:
-    """Initial weights, data, epochs, and the user's own code."""
+    """Initial weights, data, how it is trained, and the user's own code."""
     settings = context.run.settings
     weights = Path(settings.weights) if settings.weights else None
     return {
-        "data": context.data.identity,
+        "data": identity_of_data(context),
         "weights": sha256_file(weights) if weights and weights.is_file() else None,
-        "epochs": settings.dense_epochs(),
+        "recipe": recipe_of(settings, "dense").to_json(),
         "code": _code_of(settings.model),
     }
 
 
 def identity_of_scoring(context: Context) -> Any:
-    """Data, and epochs of a scheme that trains."""
+    """Data, and how a scheme that trains does it."""
     settings = context.run.settings
+    trains = getattr(SCHEMES.get(settings.scheme), "trains", True)
     return {
-        "data": context.data.identity,
-        "epochs": settings.sparse_epochs(),
+        "data": identity_of_data(context),
+        "recipe": recipe_of(settings, "sparse").to_json() if trains else None,
         "code": _code_of(settings.model),
     }
 
@@ -70,8 +73,9 @@ def identity_of_plan(context: Context) -> Any:
 
 
 def identity_of_finetuning(context: Context) -> Any:
-    """Data and epochs."""
-    return {"data": context.data.identity, "epochs": context.run.settings.slim_epochs()}
+    """Data, and how it is trained."""
+    recipe = recipe_of(context.run.settings, "finetune")
+    return {"data": identity_of_data(context), "recipe": recipe.to_json()}
 
 
 def _code_of(model: str) -> str | None:
@@ -109,8 +113,8 @@ def data_of(context: Context) -> Data:
 
     def load(normalization: Any) -> Data:
         return load_data(
-            settings.data, batch_size=settings.batch_size, seed=settings.seed, normalization=normalization,
-            download=context.download, image_size=settings.image_size,
+            settings.data, batch_size=batch_size_of(settings), seed=settings.seed,
+            normalization=normalization, download=context.download, image_size=settings.image_size,
         )  # fmt: skip
 
     data = load(None)
@@ -164,15 +168,15 @@ def accuracies(model: nn.Module, data: Data) -> dict[str, float]:
 
 
 def scheme_of(context: Context) -> Scheme:
-    """The run's scheme; epochs and seed come from the settings unless its options name them."""
+    """The run's scheme; what its options do not name comes from the recipe, the seed from the settings."""
     settings = context.run.settings
     options = dict(settings.scheme_options)
     kind = SCHEMES.get(settings.scheme)
     known = getattr(kind, "__dataclass_fields__", {})
     if "seed" in known:
         options.setdefault("seed", settings.seed)
-    if "epochs" in known:
-        options.setdefault("epochs", settings.sparse_epochs())
+    if getattr(kind, "trains", False):
+        options = scheme_options(settings, known) | options
     return make_scheme(settings.scheme, **options)
 
 
@@ -183,17 +187,24 @@ def train_dense(context: Context) -> dict[str, Any]:
     """Make the dense network: from weights, by training, or both."""
     run, data = context.run, context.data
     settings = run.settings
-    scheme_of(context)  # a wrong scheme or option should not wait for the end of a training
+    scheme_of(context)  # a wrong scheme, option or recipe should not wait for the end of a training
+    recipe_of(settings, "finetune")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         classes = settings.num_classes or len(data.classes)
         model = load_model(settings.model, num_classes=classes, weights=settings.weights)
     model.to(context.device)
+    recipe = recipe_of(settings, "dense")
     history = train(
-        model, data, epochs=settings.dense_epochs(), lr=settings.train_lr, seed=settings.seed,
-        checkpoint=run.file("train.checkpoint"), phase="train", on_progress=context.listener.training,
+        model, data, recipe=recipe, seed=settings.seed, checkpoint=checkpoints_of(run, "train"),
+        phase="train", on_progress=context.listener.training,
     )  # fmt: skip
-    facts = {"history": history.to_json(), "source": source_of(model), **accuracies(model, data)}
+    facts = {
+        "history": history.to_json(),
+        "recipe": recipe.to_json(),
+        "source": source_of(model),
+        **accuracies(model, data),
+    }
     save_network(model, run.file("dense.safetensors"))
     return facts
 
@@ -212,9 +223,10 @@ def score(context: Context) -> dict[str, Any]:
     scheme = scheme_of(context)
     model = load_network(run.file("dense.safetensors")).to(context.device)
     groups = groups_of(context, model)
-    scores = scheme.fit(
-        model, groups, data, checkpoint=run.file("score.checkpoint"), on_progress=context.listener.training
-    )
+    how: dict[str, Any] = {"checkpoint": checkpoints_of(run, "score")}
+    if "recipe" in inspect.signature(scheme.fit).parameters:  # what its own options do not say
+        how["recipe"] = recipe_of(run.settings, "sparse")
+    scores = scheme.fit(model, groups, data, on_progress=context.listener.training, **how)
     facts = {
         "scheme": scheme.name,
         "options": dict(vars(scheme)),
@@ -304,12 +316,12 @@ def finetune(context: Context) -> dict[str, Any]:
     run, data, settings = context.run, context.data, context.run.settings
     small = load_slim(run.file("refitted.safetensors")).to(context.device)
     teacher = load_network(run.file("dense.safetensors")).to(context.device) if settings.distill else None
+    recipe = recipe_of(settings, "finetune")
     history = train(
-        small, data, epochs=settings.slim_epochs(), lr=settings.finetune_lr, teacher=teacher,
-        seed=settings.seed, checkpoint=run.file("finetune.checkpoint"), phase="finetune",
-        on_progress=context.listener.training,
+        small, data, recipe=recipe, teacher=teacher, seed=settings.seed,
+        checkpoint=checkpoints_of(run, "finetune"), phase="finetune", on_progress=context.listener.training,
     )  # fmt: skip
-    facts = {"history": history.to_json(), **accuracies(small, data)}
+    facts = {"history": history.to_json(), "recipe": recipe.to_json(), **accuracies(small, data)}
     save_slim(small, read_plan(context), run.file("slim.safetensors"))
     return facts
 

@@ -8,10 +8,6 @@ from typing import Any
 
 from edgeprune.errors import UsageError
 
-DENSE_EPOCHS = 30
-SPARSE_EPOCHS = 30
-FINETUNE_EPOCHS = 10
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -22,16 +18,33 @@ class Settings:
         data: Data set, see ``edgeprune.load_data``.
         num_classes: Outputs; None: as many as the data has classes.
         weights: State dict of the dense network; None: it is trained from scratch.
-        batch_size: Images per batch.
+        batch_size: Images per batch; None: the recipe's.
         image_size: Height and width for ``imagefolder`` data.
         seed: Of splits, order, augmentation, initial weights and schemes.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"`` or ``"cuda"``.
+        recipe: How to train, a key of ``edgeprune.training.PRESETS``.
         epochs: For each training that has no number of its own.
-        train_epochs: Of dense training; None: 0 with weights, else ``epochs`` or 30.
-        train_lr: Its learning rate.
+        optimizer: Like the ten that follow, in the place of what the recipe says; see
+            ``edgeprune.training.Recipe``.
+        schedule: Of the learning rate.
+        warmup_epochs: Epochs in which it rises.
+        weight_decay: Of the optimizer.
+        label_smoothing: Share of the target that goes to all classes; 0: off.
+        mixup: alpha of the mixing of images; 0: off.
+        ema: Decay of the mean of the weights; 0: off.
+        clip: Largest norm of the gradient; 0: off.
+        patience: Epochs without a better validation accuracy until a training stops; 0: off.
+        precision: Of the training steps.
+        compile: Run them through torch.compile.
+        checkpoint_steps: Write a checkpoint after so many steps of an epoch; 0: once a minute. One is
+            written after each epoch in any case.
+        keep_checkpoints: How many are kept.
+        tensorboard: Write for TensorBoard.
+        train_epochs: Of dense training; None: 0 with weights, else ``epochs`` or the recipe's.
+        train_lr: Its learning rate; None: the recipe's.
         scheme: Pruning scheme, a key of ``SCHEMES``.
         scheme_options: Its hyper-parameters, by name.
-        prune_epochs: Epochs of a scheme that trains; None: ``epochs`` or 30.
+        prune_epochs: Epochs of a scheme that trains; None: ``epochs`` or the recipe's.
         max_macs_ratio: Multiply-adds, slim / dense.
         max_params_ratio: Parameters, slim / dense.
         max_size_bytes: Size of the ONNX file.
@@ -45,8 +58,8 @@ class Settings:
         inexact: Offer channels too whose removal changes what the others compute; likewise.
         refit: After slimming, let the weights that are left make up for those that are gone.
         refit_images: Calibration images for that, at most.
-        finetune_epochs: None: ``epochs`` or 10.
-        finetune_lr: Its learning rate.
+        finetune_epochs: None: ``epochs`` or the recipe's.
+        finetune_lr: Its learning rate; None: the recipe's.
         distill: Fine-tune towards the dense network's outputs too.
         opset: ONNX opset.
         dynamic_batch: Leave the batch size of the ONNX files open.
@@ -65,13 +78,28 @@ class Settings:
     data: str = "digits"
     num_classes: int | None = None
     weights: str | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
     image_size: int | None = None
     seed: int = 0
     device: str = "auto"
+    recipe: str = "default"
     epochs: int | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    warmup_epochs: float | None = None
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    mixup: float | None = None
+    ema: float | None = None
+    clip: float | None = None
+    patience: int | None = None
+    precision: str | None = None
+    compile: bool | None = None
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
+    tensorboard: bool = False
     train_epochs: int | None = None
-    train_lr: float = 0.1
+    train_lr: float | None = None
     scheme: str = "proximal-ns"
     scheme_options: dict[str, Any] = field(default_factory=dict)
     prune_epochs: int | None = None
@@ -89,7 +117,7 @@ class Settings:
     refit: bool = True
     refit_images: int = 300
     finetune_epochs: int | None = None
-    finetune_lr: float = 0.01
+    finetune_lr: float | None = None
     distill: bool = True
     opset: int = 18
     dynamic_batch: bool = False
@@ -101,22 +129,6 @@ class Settings:
     budget_seconds: float | None = None
     instructions: bool = False
     latency: bool = True
-
-    def dense_epochs(self) -> int:
-        """Epochs of dense training."""
-        if self.train_epochs is not None:
-            return self.train_epochs
-        return 0 if self.weights else (DENSE_EPOCHS if self.epochs is None else self.epochs)
-
-    def sparse_epochs(self) -> int:
-        """Epochs of a scheme that trains."""
-        given = self.epochs if self.prune_epochs is None else self.prune_epochs
-        return SPARSE_EPOCHS if given is None else given
-
-    def slim_epochs(self) -> int:
-        """Epochs of fine-tuning."""
-        given = self.epochs if self.finetune_epochs is None else self.finetune_epochs
-        return FINETUNE_EPOCHS if given is None else given
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dictionary."""

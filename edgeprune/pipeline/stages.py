@@ -11,7 +11,8 @@ from typing import Any
 from edgeprune import __version__
 from edgeprune.errors import RunError
 from edgeprune.files import sha256_file, sha256_json
-from edgeprune.pipeline.folder import Listener, RunFolder, is_run_folder
+from edgeprune.pipeline.events import recorded
+from edgeprune.pipeline.folder import RunFolder, is_run_folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Stage:
 HOST = "edgeprune.pipeline.host"
 DEVICE = "edgeprune.pipeline.device"
 VARIANTS = "edgeprune.pipeline.variants"
-DATA = ("data", "batch_size", "image_size", "seed", "device")
+DATA = ("data", "image_size", "seed", "device")
 PLAN = (
     "max_macs_ratio", "max_params_ratio", "max_size_bytes", "max_latency_ratio", "min_channels", "min_share",
     "keep", "constants",
@@ -57,7 +58,7 @@ MEASURED = (
 STAGES: tuple[Stage, ...] = (
     Stage(
         "train", "train", (), ("dense.safetensors",),
-        ("model", "num_classes", *DATA, "train_lr"), f"{HOST}:train_dense", f"{HOST}:identity_of_dense",
+        ("model", "num_classes", *DATA), f"{HOST}:train_dense", f"{HOST}:identity_of_dense",
     ),
     Stage(
         "score", "prune", ("dense.safetensors",), ("scores.npz", "sparse.safetensors"),
@@ -79,7 +80,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "finetune", "finetune", ("refitted.safetensors", "dense.safetensors"), ("slim.safetensors",),
-        (*DATA, "finetune_lr", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
+        (*DATA, "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
     ),
     Stage(
         "export", "export", ("dense.safetensors", "slim.safetensors", "plan.json"),
@@ -112,6 +113,7 @@ STAGES: tuple[Stage, ...] = (
     ),
 )  # fmt: skip
 
+TRAINING = {"train", "prune", "finetune"}
 COMMANDS: tuple[str, ...] = tuple(dict.fromkeys(stage.command for stage in STAGES))
 
 
@@ -128,29 +130,36 @@ def run_stages(context: Any, commands: Iterable[str]) -> None:
     """
     wanted = set(commands)
     run: RunFolder = context.run
-    listener: Listener = context.listener
     with run.locked():
         if not is_run_folder(run.path):
             run.save()
-        if wanted - {"train", "finetune"}:
-            _ = context.target  # a wrong target should not wait for the end of a training
-        if "export" in wanted:
-            function(f"{VARIANTS}:check")(context)
-        for stage in STAGES:
-            if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
-                continue
-            inputs = inputs_of(context, stage)
-            writes = files_of(context, stage.writes)
-            if run.is_current(stage.name, inputs, writes):
-                listener.stage(stage.name, "skipped")
-                continue
-            listener.stage(stage.name, "begin")
-            started = time.monotonic()
-            facts = function(stage.work)(context)
-            run.record(stage.name, inputs, writes, facts)
-            for leftover in run.path.glob(f"{stage.name}*.checkpoint"):
-                leftover.unlink()
-            listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
+        with recorded(context, trains=bool(wanted & TRAINING)):
+            _run_wanted(context, wanted)
+
+
+def _run_wanted(context: Any, wanted: set[str]) -> None:
+    """The stages of these commands, in order."""
+    run: RunFolder = context.run
+    listener = context.listener
+    if wanted - {"train", "finetune"}:
+        _ = context.target  # a wrong target should not wait for the end of a training
+    if "export" in wanted:
+        function(f"{VARIANTS}:check")(context)
+    for stage in STAGES:
+        if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
+            continue
+        inputs = inputs_of(context, stage)
+        writes = files_of(context, stage.writes)
+        if run.is_current(stage.name, inputs, writes):
+            listener.stage(stage.name, "skipped")
+            continue
+        listener.stage(stage.name, "begin")
+        started = time.monotonic()
+        facts = function(stage.work)(context)
+        run.record(stage.name, inputs, writes, facts)
+        for leftover in run.path.glob(f"{stage.name}*.checkpoint"):
+            leftover.unlink()
+        listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
 
 
 def inputs_of(context: Any, stage: Stage) -> str:

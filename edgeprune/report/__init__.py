@@ -5,6 +5,7 @@
 
 from edgeprune.report.classes import ClassStructure, class_structure
 from edgeprune.report.content import Report, make_report, reasons
+from edgeprune.report.curves import Curves, training_curves
 from edgeprune.report.junit import junit_xml
 from edgeprune.report.markdown import report_markdown
 from edgeprune.report.page import report_html
@@ -13,6 +14,7 @@ from edgeprune.report.widths import widths_svg, widths_text
 
 __all__ = [
     "ClassStructure",
+    "Curves",
     "Report",
     "class_structure",
     "comparison_table",
@@ -21,6 +23,7 @@ __all__ = [
     "reasons",
     "report_html",
     "report_markdown",
+    "training_curves",
     "verdict_table",
     "widths_svg",
     "widths_text",

@@ -15,6 +15,7 @@ from edgeprune.verdict import Verdict, format_margin, format_measured
 
 if TYPE_CHECKING:
     from edgeprune.report.classes import ClassStructure
+    from edgeprune.report.curves import Curves
 
 NONE = "-"
 
@@ -67,6 +68,7 @@ class Report:
         run: What else the caller wants said, e.g. scheme and data.
         samples_s: Latency of each timed run by network and process, in seconds; empty if nothing was timed.
         classes: How the scheme relates the classes, if it does.
+        curves: How the trainings went.
     """
 
     title: str
@@ -81,6 +83,7 @@ class Report:
     run: Table
     samples_s: dict[str, tuple[tuple[float, ...], ...]]
     classes: ClassStructure | None = None
+    curves: tuple[Curves, ...] = ()
 
 
 def make_report(
@@ -90,6 +93,7 @@ def make_report(
     command: str,
     extra: Mapping[str, object] | None = None,
     classes: ClassStructure | None = None,
+    curves: tuple[Curves, ...] = (),
 ) -> Report:
     """Put together what a report says.
 
@@ -99,6 +103,7 @@ def make_report(
         command: The command that does it again.
         extra: More facts of the run by name, e.g. ``{"scheme": "proximal-ns"}``.
         classes: From `class_structure`.
+        curves: From `training_curves`.
     """
     dense = measurement.baseline
     networks = {"slim" if dense else "network": measurement}
@@ -118,6 +123,7 @@ def make_report(
         run=_facts(extra or {}),
         samples_s={name: one.latency_samples_s for name, one in networks.items() if one.latency_samples_s},
         classes=classes,
+        curves=curves,
     )
 
 

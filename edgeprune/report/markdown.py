@@ -21,6 +21,8 @@ def report_markdown(report: Report) -> str:
     parts += ["## How it was measured", _list(report.method), _code(report.command)]
     if report.classes:
         parts += [f"## {_inline(report.classes.title)}", _list(report.classes.lines)]
+    if report.curves:
+        parts += ["## Training", _list([one.sentence for one in report.curves])]
     for title, table in (("Run", report.run), ("Environment", report.environment)):
         if table.rows:
             parts += [f"## {title}", _table(table)]

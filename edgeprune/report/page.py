@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from edgeprune.report import drawing
+from edgeprune.report import curves, drawing
 from edgeprune.report.content import Report, Table, printable, reasons, verdict_rows
 from edgeprune.units import format_quantity
 from edgeprune.verdict import exit_code
@@ -94,10 +94,12 @@ def report_html(report: Report) -> str:
     parts.append(f"<pre>{_text(report.command, keep=chr(10))}</pre>")
     if report.classes:
         parts += [f"<h2>{_text(report.classes.title)}</h2>", drawing.structure_html(report.classes)]
+    if report.curves:
+        parts += ["<h2>Training</h2>", curves.curves_html(report.curves)]
     for title, table in (("Run", report.run), ("Environment", report.environment)):
         if table.rows:
             parts += [f"<h2>{title}</h2>", _table(table, "facts")]
-    style = _STYLE + (drawing.STYLE if report.classes else "")
+    style = _STYLE + (drawing.STYLE if report.classes else "") + (curves.STYLE if report.curves else "")
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,8 @@ from edgeprune.data import Data
 from edgeprune.errors import TrainingError
 from edgeprune.schemes.options import check_options, option
 from edgeprune.schemes.scores import Scores, parameters_by_key, scaled_by_norms, score_by_norms
-from edgeprune.training import Progress, evaluate, train
+from edgeprune.shares import Shares
+from edgeprune.training import Checkpoints, Progress, Recipe, evaluate, train
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class ProximalNS:
     lr: float = option(0.1, "learning rate at the start", above=0)
     momentum: float = option(0.9, "of SGD", at_least=0)
     weight_decay: float = option(1e-4, "of SGD, on every parameter", at_least=0)
-    schedule: Literal["step", "cosine"] = option(
-        "step", "of the learning rate: x 0.1 at 50 % and 75 %, or cosine"
+    schedule: Literal["step", "cosine", "one-cycle"] = option(
+        "step", "of the learning rate: x 0.1 at 50 % and 75 %, cosine or one-cycle"
     )
     start: Literal["pretrained", "scratch"] = option(
         "pretrained", "xi starts at gamma as given; or gamma is set to 0.5, its bias to 0, xi near 0.5"
@@ -99,8 +100,9 @@ class ProximalNS:
         groups: tuple[ChannelGroup, ...],
         data: Data,
         *,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoints | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        recipe: Recipe | None = None,
     ) -> Scores:
         """Train ``model`` in place and score its groups.
 
@@ -108,8 +110,11 @@ class ProximalNS:
             model: Network with batch norms; with ``start="scratch"`` an untrained one.
             groups: Its channel groups.
             data: Trained on ``data.train``; accuracies are those on ``data.val``.
-            checkpoint: See `edgeprune.training.train`.
-            on_progress: Told how it goes, with the objective and the share of xi at 0.
+            checkpoint: See `edgeprune.training.train`; debiasing has one of its own beside it.
+            on_progress: Told how it goes, with the objective, the share of xi at 0 and, as an estimate, the
+                MACs that would be left without these channels.
+            recipe: How to train but for what the scheme's own options say (epochs, learning rate, momentum,
+                weight decay, schedule); None: the defaults of `Recipe`.
 
         Raises:
             TrainingError: No unit could be removed by norm weights, or training failed.
@@ -129,21 +134,27 @@ class ProximalNS:
             _reset_norms(model)
         xi = _first_xi(gammas, self.start, self.seed)
         proximal = ProximalStep(gammas, xi, l1=self.l1, beta=self.beta)
-        history = train(
-            model,
-            data,
+        files = Checkpoints(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+        how = (recipe or Recipe()).changed(
             epochs=self.epochs,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             schedule=self.schedule,
+        )
+        shares = Shares(model, data.example)
+        history = train(
+            model,
+            data,
+            recipe=how,
             seed=self.seed,
             select="last",
             after_step=proximal.step,
             penalty=proximal.penalty,
             sparsity=proximal.sparsity,
+            macs_ratio=lambda: macs_without_zeros(shares, scored, _twins(model, gammas, proximal.xi)),
             extra_state=proximal,
-            checkpoint=checkpoint,
+            checkpoint=files,
             phase=self.name,
             on_progress=on_progress,
         )
@@ -151,6 +162,7 @@ class ProximalNS:
         lost = [float((g.detach() * c).abs().max()) for g, c in zip(gammas, closed, strict=True)]
         facts: dict[str, Any] = {
             "options": asdict(self),
+            "recipe": how.to_json(),
             "history": history.to_json(),
             "sparsity": sum(int(c.sum()) for c in closed) / sum(c.numel() for c in closed),
             "largest_gamma_closed": max(lost),
@@ -161,11 +173,13 @@ class ProximalNS:
                 gamma.masked_fill_(zero, 0.0)
         facts["val_accuracy_after_closing"] = evaluate(model, data.val)
         if self.debias_epochs:
-            facts["debias"] = self._debias(model, data, gammas, closed, on_progress)
+            later = how.changed(
+                epochs=self.debias_epochs, lr=self.debias_lr, schedule="cosine", warmup_epochs=0.0
+            )
+            beside = files.beside("debias") if files is not None else None
+            facts["debias"] = self._debias(model, data, gammas, closed, later, beside, on_progress)
         kept = proximal.xi if self.criterion == "xi" else gammas
-        twins = {id(gamma): twin for gamma, twin in zip(gammas, kept, strict=True)}
-        strength = {key: twins.get(id(value), value) for key, value in parameters_by_key(model).items()}
-        return Scores(score_by_norms(scored, strength), facts=facts)
+        return Scores(score_by_norms(scored, _twins(model, gammas, kept)), facts=facts)
 
     def _debias(
         self,
@@ -173,6 +187,8 @@ class ProximalNS:
         data: Data,
         gammas: Sequence[Tensor],
         closed: Sequence[Tensor],
+        recipe: Recipe,
+        checkpoint: Checkpoints | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> dict[str, Any]:
         """Train on with the zeros kept: without the pull of xi, what is left finds its size again."""
@@ -186,13 +202,11 @@ class ProximalNS:
         history = train(
             model,
             data,
-            epochs=self.debias_epochs,
-            lr=self.debias_lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
+            recipe=recipe,
             seed=self.seed + 1,
             after_step=keep_closed,
-            phase="debias",  # short: after a restart it is done again from the checkpoint before it
+            checkpoint=checkpoint,
+            phase="debias",
             on_progress=on_progress,
         )
         return history.to_json()
@@ -253,6 +267,38 @@ class ProximalStep:
         """Take xi from ``state``."""
         for mine, saved in zip(self.xi, state["xi"], strict=True):
             mine.copy_(saved)
+
+
+def macs_without_zeros(
+    shares: Shares, groups: tuple[ChannelGroup, ...], strength: Mapping[str, Tensor]
+) -> float:
+    """MACs that would be left if every unit that scores 0 were cut, to those of the dense network.
+
+    An estimate: at least one unit of each group stays in truth, and carriers of constants cost some.
+
+    Args:
+        shares: Of the network.
+        groups: Of `scaled_by_norms`.
+        strength: Norm weight or its xi, by key.
+    """
+    gone = []
+    for group, scores in zip(groups, score_by_norms(groups, strength).values(), strict=True):
+        zero = (scores == 0).tolist()
+        members = tuple(
+            replace(
+                member,
+                indices=tuple(unit for unit, out in zip(member.indices, zero, strict=True) if out),
+            )
+            for member in group.members
+        )
+        gone.append(replace(group, members=members))
+    return 1 - shares.of(gone).macs_share
+
+
+def _twins(model: nn.Module, gammas: Sequence[Tensor], others: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Every parameter by key; in the place of a gamma its twin."""
+    twins = {id(gamma): twin for gamma, twin in zip(gammas, others, strict=True)}
+    return {key: twins.get(id(value), value) for key, value in parameters_by_key(model).items()}
 
 
 def batch_norm_weights(model: nn.Module) -> list[nn.Parameter]:

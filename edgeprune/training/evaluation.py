@@ -31,13 +31,18 @@ def predict(model: nn.Module, loader: Loader) -> Tensor:
 
 def _predictions(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
     """Predicted classes and labels, each (images,) int64 on the CPU."""
-    device, nothing = device_of(model), torch.empty(0, dtype=torch.int64)
-    predicted, truth = [nothing], [nothing]
+    device = device_of(model)
+    predicted: list[Tensor] = []
+    truth: list[Tensor] = []
     with mode(model, False), torch.inference_mode():
         for inputs, labels in loader:
-            predicted.append(model(inputs.to(device)).argmax(1).cpu())
+            # Left where they are until the end: fetching them here would stall a GPU at each batch.
+            predicted.append(model(inputs.to(device, non_blocking=True)).argmax(1))
             truth.append(labels)
-    return torch.cat(predicted), torch.cat(truth)
+    nothing = torch.empty(0, dtype=torch.int64)
+    if not predicted:
+        return nothing, nothing
+    return torch.cat(predicted).cpu(), torch.cat(truth).cpu()
 
 
 def device_of(model: nn.Module) -> torch.device:

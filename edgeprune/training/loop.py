@@ -1,99 +1,118 @@
-"""The loop itself: SGD, schedule, distillation, hooks, choice of the epoch."""
+"""The loop itself: optimizer, schedule, distillation, hooks, choice of the epoch, checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, get_args
+from typing import Unpack, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgeprune.data import Data
-from edgeprune.errors import TrainingError, UsageError
+from edgeprune.errors import Interrupted, TrainingError, UsageError
 from edgeprune.files import sha256_json
-from edgeprune.training.checkpoint import Run, Selection, Stateful, digest
+from edgeprune.training.averaging import WeightMean, wearing
+from edgeprune.training.checkpoint import Run, Selection, Stateful, Tally, digest
+from edgeprune.training.checkpoint_files import Checkpoints
 from edgeprune.training.evaluation import device_of, evaluate, mode
-from edgeprune.training.progress import Epoch, History, Progress, Reporter
+from edgeprune.training.faults import (
+    batches,
+    check_fit,
+    diverged,
+    first_fault,
+    memory_explained,
+    unfinite_weight,
+)
+from edgeprune.training.interruption import Interruption
+from edgeprune.training.losses import loss_of, mix
+from edgeprune.training.network import compiler_explained, is_gpu, laid_out, network_of, optimizer_of
+from edgeprune.training.progress import INTERVAL_S, Epoch, History, Progress, Reporter
+from edgeprune.training.randomness import kept_random_states, seed_step
+from edgeprune.training.recipe import PROBLEM, Changes, Recipe, as_recipe
+from edgeprune.training.schedule import learning_rate
 
-Schedule = Literal["cosine", "step"]
-Precision = Literal["fp32", "bf16"]
+GPU_INTERVAL_S = 1.0
+"""On a GPU the host looks at the loss so often; each look waits for the steps that are under way."""
 
-TEMPERATURE = 4.0
-TEACHER_SHARE = 0.5
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a scheme adds to a training; see `train`."""
+
+    after_step: Callable[[float], None] | None = None
+    penalty: Callable[[], float] | None = None
+    sparsity: Callable[[], float] | None = None
+    macs_ratio: Callable[[], float] | None = None
+    extra_state: Stateful | None = None
 
 
 def train(
     model: nn.Module,
     data: Data,
     *,
-    epochs: int,
-    lr: float = 0.1,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    nesterov: bool = False,
-    schedule: Schedule = "cosine",
+    recipe: Recipe | str | None = None,
     teacher: nn.Module | None = None,
     seed: int = 0,
     select: Selection = "best",
-    precision: Precision = "fp32",
     after_step: Callable[[float], None] | None = None,
     penalty: Callable[[], float] | None = None,
     sparsity: Callable[[], float] | None = None,
+    macs_ratio: Callable[[], float] | None = None,
     extra_state: Stateful | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Checkpoints | None = None,
     phase: str = "train",
     on_progress: Callable[[Progress], None] | None = None,
+    **changes: Unpack[Changes],
 ) -> History:
-    """Train ``model`` in place by SGD on cross-entropy, on the device that it lives on.
+    """Train ``model`` in place on cross-entropy, on the device that it lives on.
 
-    Randomness (order, augmentation, dropout) depends on the seeds and the epoch alone, and the caller's
-    random state is left as it was, so that a training resumed from its checkpoint ends, on the CPU, with
-    the same bits as one that was never stopped.
+    Randomness (order, augmentation, mixup, dropout) depends on the seeds, the epoch and the step alone, and
+    the caller's random states are left as they were, so that a training resumed from its checkpoint ends, on
+    the CPU, with the same bits as one that was never stopped.
 
     Args:
         model: Network from (N, C, H, W) to logits (N, classes).
         data: Trains on ``data.train``; every choice is made on ``data.val``; ``data.test`` is not read.
-        epochs: Passes over ``data.train``; 0 returns at once.
-        lr: Learning rate at the start.
-        momentum: Of SGD.
-        weight_decay: On every parameter, norms included, as the papers do.
-        nesterov: Nesterov momentum.
-        schedule: ``"cosine"``: from ``lr`` to 0, changing each step; ``"step"``: x 0.1 after 50 % and after
-            75 % of the epochs.
+        recipe: How to train: a `Recipe`, or the name of a preset, of which the one for dense training is
+            taken (`find_preset` has the others); None: the defaults of `Recipe`.
         teacher: Adds distillation: half cross-entropy, half KL divergence to the teacher at temperature 4.
-        seed: Of what is random in the network itself, such as dropout.
+        seed: Of what is random in the loop and in the network itself, such as dropout.
         select: ``"best"``: end with the weights of the best validation accuracy, among the start (a
             fine-tuning never ends worse than it began) and every epoch, the later one on a tie;
             ``"last"``: with those of the last epoch.
-        precision: ``"bf16"``: convolutions and matrix products of the training steps in bfloat16
-            (torch.autocast), images and kernels laid out channels last; weights, losses, batch-norm
-            statistics and every evaluation stay float32. Faster where the processor has bfloat16.
         after_step: Called with the learning rate after each optimizer step.
         penalty: What the hook adds to the loss; for display.
         sparsity: Share of the hook's variables at 0; for display.
+        macs_ratio: MACs that would be left if these were cut, to dense; called once per epoch, for display.
         extra_state: The hook's state; it goes into the checkpoint.
-        checkpoint: File written after each epoch. If it exists, training goes on from it. It stays there
+        checkpoint: File written after each epoch, every minute, and when SIGINT or SIGTERM ends the training;
+            `Checkpoints` says more precisely when. If there is one, training goes on from it. It stays there
             at the end: delete it when the result is safe.
         phase: Name for ``on_progress``.
         on_progress: Told how it goes.
+        **changes: Fields of `Recipe` that replace those of ``recipe``: ``epochs``, ``lr``, ``momentum``,
+            ``weight_decay``, ``nesterov``, ``schedule``, ``precision`` and so on.
 
     Raises:
         UsageError: An argument is out of range.
-        TrainingError: The loss is not finite; the network does not fit the data; the checkpoint is broken,
-            belongs to other settings or cannot be written.
+        TrainingError: A number is not finite; memory runs out; the network does not fit the data; there is no
+            compiler; the images cannot be read; the checkpoint is broken, belongs to other settings or cannot
+            be written.
+        Interrupted: SIGINT or SIGTERM came, and a checkpoint is written.
 
     Example:
         >>> history = train(model, data, epochs=10, lr=0.05)  # doctest: +SKIP
         >>> history.val_accuracy  # doctest: +SKIP
         0.987
     """
-    _check_arguments(epochs, lr, momentum, weight_decay, nesterov, schedule, select, precision)
+    chosen = as_recipe(recipe).changed(**changes)
+    if select not in get_args(Selection):
+        raise UsageError(PROBLEM, where="select", value=select, expected="best or last")
     if teacher is model:
         raise UsageError(
             "could not distil",
@@ -102,253 +121,264 @@ def train(
             expected="another one",
             hint="Pass copy.deepcopy(model) to distil from its present state.",
         )
-    if epochs == 0:
+    if chosen.epochs == 0:
         return History(None, (), 0, None)
-    _check_fit(model, data)
-    steps, device = len(data.train), device_of(model)
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
-    )
-    settings = ""
-    if checkpoint is not None:
-        decisive = {
-            "sgd": [
-                epochs,
-                float(lr),
-                float(momentum),
-                float(weight_decay),
-                nesterov,
-                schedule,
-                seed,
-                select,
-                precision,
-            ],
-            "data": [data.identity, steps, data.train.samples, data.val.samples],
-            "model": digest(model.state_dict()),
-            "teacher": digest(teacher.state_dict()) if teacher is not None else None,
-            "extra": digest(extra_state.state_dict()) if extra_state is not None else None,
-        }
-        settings = sha256_json(decisive)
-    run = Run(model, optimizer, extra_state, select, settings)
-    if checkpoint is None or not run.load(checkpoint):
-        run.note_accuracy(evaluate(model, data.val))
+    check_fit(model, data)
+    files = Checkpoints(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    hooks = Hooks(after_step, penalty, sparsity, macs_ratio, extra_state)
+    training = Training(model, data, chosen, teacher, seed, select, hooks, files)
+    with kept_random_states(training.device), Interruption(files is not None) as interruption:
+        return training.run(interruption, phase, on_progress)
 
-    reporter = Reporter(phase, epochs, steps, len(run.records), penalty, sparsity, on_progress)
-    for epoch in range(len(run.records), epochs):
-        data.train.set_epoch(epoch)
-        began, loss_sum, images, now_lr = perf_counter(), 0.0, 0, lr
-        with (
-            _seeded(device, seed, epoch),
-            mode(model, True),
-            mode(teacher, False),
-            _laid_out(precision, model, teacher),
-        ):
-            for step, (inputs, labels) in enumerate(data.train):
-                now_lr = learning_rate(schedule, lr, epoch, epochs, step, steps)
-                loss = _step(
-                    model, teacher, inputs.to(device), labels.to(device), optimizer, now_lr, precision
-                )
-                if not math.isfinite(loss):
-                    raise _diverged(f"the loss at epoch {epoch + 1}, step {step + 1}", loss, now_lr)
-                if after_step is not None:
-                    after_step(now_lr)
-                images += len(labels)
-                loss_sum += loss * len(labels)
-                if step + 1 < steps:  # the epoch's own report follows its validation
-                    reporter.tell(
-                        epoch,
-                        step + 1,
-                        images=images,
-                        loss=loss_sum / images,
-                        epoch_s=perf_counter() - began,
-                        val_accuracy=run.accuracy,
-                    )
-        trained_s, mean = perf_counter() - began, loss_sum / images
-        # The last step's weights have met no loss yet: check them before they can reach a checkpoint.
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-            raise _diverged(f"a weight after epoch {epoch + 1}", "not finite", now_lr)
+
+class Training:
+    """One training on its way; `train` explains the arguments."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        recipe: Recipe,
+        teacher: nn.Module | None,
+        seed: int,
+        select: Selection,
+        hooks: Hooks,
+        files: Checkpoints | None,
+    ) -> None:
+        self.model, self.recipe, self.teacher, self.seed = model, recipe, teacher, seed
+        self.hooks, self.files, self.device = hooks, files, device_of(model)
+        self.on_gpu = is_gpu(self.device)
+        settings = ""
+        if files is not None:
+            decisive = {
+                "recipe": recipe.to_json(),
+                "seed": seed,
+                "select": select,
+                "data": [data.identity, len(data.train), data.train.samples, data.val.samples],
+                "model": digest(model.state_dict()),
+                "teacher": digest(teacher.state_dict()) if teacher is not None else None,
+                "extra": digest(hooks.extra_state.state_dict()) if hooks.extra_state is not None else None,
+            }
+            settings = sha256_json(decisive)
+        if self.on_gpu and hasattr(data, "on"):
+            data = data.on(self.device)  # images that fit lie there, and are augmented there
+        self.data, self.steps, self.lr = data, len(data.train), recipe.lr
+        self.optimizer = optimizer_of(model, recipe, self.device)
+        self.mean = WeightMean(model, recipe.ema) if recipe.ema else None
+        self.run_ = Run(model, self.optimizer, hooks.extra_state, self.mean, select, settings, self.device)
+        self.network = network_of(model, recipe, self.device)
+        self.saved = perf_counter()
+
+    def run(
+        self, interruption: Interruption, phase: str, on_progress: Callable[[Progress], None] | None
+    ) -> History:
+        """Train to the end."""
+        run, recipe = self.run_, self.recipe
+        self.interruption = interruption
+        if self.files is None or not run.load(self.files):
+            run.note_accuracy(self._evaluate())
+        before = len(run.records) * self.steps + run.tally.step
+        self.reporter = Reporter(
+            phase, recipe.epochs, self.steps, before, self.hooks.penalty, self.hooks.sparsity, on_progress,
+            GPU_INTERVAL_S if self.on_gpu else INTERVAL_S,
+        )  # fmt: skip
+        while len(run.records) < recipe.epochs and not self._stopped():
+            self._epoch(len(run.records))
+        return run.finish()
+
+    def _stopped(self) -> bool:
+        """Whether the accuracy has not risen for too long."""
+        patience = self.recipe.patience
+        return bool(patience) and self.run_.epochs_without_progress() >= patience
+
+    def _epoch(self, epoch: int) -> None:
+        """One pass, or the rest of it; then validation."""
+        run, hooks = self.run_, self.hooks
+        tally = run.tally
+        self.data.train.set_epoch(epoch)
+        began = perf_counter() - tally.seconds
+        if tally.step < self.steps:
+            with mode(self.model, True), mode(self.teacher, False), self._laid_out():
+                for inputs, labels in batches(self.data.train, tally.step, epoch, self._seeding(epoch)):
+                    self._step(epoch, inputs, labels)
+                    tally.seconds = perf_counter() - began
+                    self._between_steps(epoch)
+        self._check(epoch)
+        trained_s = tally.seconds
+        self._check_weights(f"a weight after epoch {epoch + 1}")
+        accuracy = self._evaluate()
         record = Epoch(
             epoch=epoch + 1,
-            lr=now_lr,
-            loss=mean,
-            objective=mean + penalty() if penalty is not None else None,
-            sparsity=sparsity() if sparsity is not None else None,
-            val_accuracy=evaluate(model, data.val),
+            lr=self.lr,
+            loss=(mean := tally.loss()),
+            objective=mean + hooks.penalty() if hooks.penalty is not None else None,
+            sparsity=hooks.sparsity() if hooks.sparsity is not None else None,
+            val_accuracy=accuracy,
             duration_s=perf_counter() - began,
+            images_per_s=tally.images / max(trained_s, 1e-9),
+            macs_ratio=hooks.macs_ratio() if hooks.macs_ratio is not None else None,
         )
         run.records.append(record)
-        run.note_accuracy(record.val_accuracy)
-        if checkpoint is not None:
-            run.save(checkpoint)
-        reporter.tell(
-            epoch,
-            steps,
-            images=images,
-            loss=mean,
-            epoch_s=trained_s,
-            val_accuracy=run.accuracy,
-            always=True,
-        )
-    return run.finish()
+        run.tally = Tally.empty(self.device)
+        with wearing(self.mean):
+            run.note_accuracy(accuracy)
+        self._save()
+        self._tell(epoch, tally, ended=True)
+        if self.interruption.number is not None:
+            raise self._interrupted(self.interruption.number)
 
+    def _seeding(self, epoch: int) -> Callable[[int], None]:
+        return lambda step: seed_step(self.device, self.seed, epoch, step)
 
-def learning_rate(schedule: Schedule, lr: float, epoch: int, epochs: int, step: int, steps: int) -> float:
-    """Learning rate of one step; ``epoch`` and ``step`` count from 0.
+    def _laid_out(self) -> contextlib.AbstractContextManager[None]:
+        return laid_out(self.recipe.precision, self.model, self.teacher)
 
-    Args:
-        schedule: ``"cosine"`` changes each step, ``"step"`` each epoch.
-        lr: At the start.
-        epoch: Whole epochs done.
-        epochs: Of the training.
-        step: Steps done in this epoch.
-        steps: Steps of an epoch.
-    """
-    if schedule == "step":
-        drops = {int(epochs * 0.5), int(epochs * 0.75)}  # a set: in a short training they may coincide
-        return float(lr * 0.1 ** sum(0 < drop <= epoch for drop in drops))
-    return lr * 0.5 * (1 + math.cos(math.pi * (epoch + step / steps) / epochs))
+    def _between_steps(self, epoch: int) -> None:
+        """After a step: whoever waits for a signal, a checkpoint or a report gets it."""
+        tally, files = self.run_.tally, self.files
+        if self.interruption.number is not None:
+            self._check(epoch)
+            self._check_weights(f"a weight after epoch {epoch + 1}, step {tally.step}")
+            self._save()
+            raise self._interrupted(self.interruption.number)
+        if tally.step >= self.steps:
+            return  # the epoch's own checkpoint and report follow its validation
+        if self.reporter.due():
+            self._check(epoch)
+            self._tell(epoch, tally)
+        if files is None:
+            return
+        by_steps = files.steps and tally.step % files.steps == 0
+        if by_steps or perf_counter() - self.saved >= files.seconds:
+            self._check(epoch)
+            self._check_weights(f"a weight after epoch {epoch + 1}, step {tally.step}")
+            self._save()
 
-
-def _step(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    inputs: Tensor,
-    labels: Tensor,
-    optimizer: torch.optim.Optimizer,
-    lr: float,
-    precision: Precision,
-) -> float:
-    """One optimizer step; gives the loss. A loss that is not finite changes nothing."""
-    if precision == "bf16" and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(inputs)
-    if not isinstance(logits, Tensor):
-        raise TrainingError(
-            "could not train",
-            where="the network's output in training mode",
-            value=f"a {type(logits).__name__}",
-            expected="one tensor of logits",
-            hint="Build the network without auxiliary outputs.",
-        )
-    logits = logits.float() if precision == "bf16" else logits
-    loss = F.cross_entropy(logits, labels)
-    if teacher is not None:
-        place = device_of(teacher)
-        with (
-            torch.no_grad(),
-            torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            target = teacher(inputs.to(place)).to(logits)
-        # The factor T^2 keeps the gradient's size as the temperature changes (Hinton et al. 2015).
-        distance = TEMPERATURE**2 * F.kl_div(
-            F.log_softmax(logits / TEMPERATURE, 1),
-            F.log_softmax(target / TEMPERATURE, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        loss = (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * distance
-    value = float(loss.detach())
-    if math.isfinite(value):
+    def _step(self, epoch: int, inputs: Tensor, labels: Tensor) -> None:
+        """One optimizer step. A loss or gradient that is not finite changes no weight."""
+        run, recipe, optimizer = self.run_, self.recipe, self.optimizer
+        tally = run.tally
+        self.lr = learning_rate(
+            recipe.schedule, recipe.lr, epoch, recipe.epochs, tally.step, self.steps,
+            warmup_epochs=recipe.warmup_epochs,
+        )  # fmt: skip
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.lr
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-    return value
+        with memory_explained(self.data.train, len(labels)), compiler_explained(recipe.compile):
+            loss = self._loss(inputs, labels)
+            if not self.on_gpu and not math.isfinite(value := float(loss.detach())):
+                raise self._diverged(epoch, tally.step, "the loss", value)
+            torch.autograd.backward(loss)
+            norm = self._clip()
+            tally.watch.add_(loss.detach()).add_(norm)
+            if not self.on_gpu:
+                if not math.isfinite(size := float(norm)):
+                    raise self._diverged(epoch, tally.step, "the gradient's norm", size)
+            else:
+                # The fused optimizer reads this flag on the device and then leaves weights and state alone:
+                # nothing has to wait for the host, which looks later (`_check`) and finds which step it was.
+                fine = tally.watch.isfinite()
+                tally.good.add_(fine)
+                optimizer.found_inf = fine.logical_not().float()  # type: ignore[attr-defined]
+            optimizer.step()
+        if self.hooks.after_step is not None:
+            self.hooks.after_step(self.lr)
+        if self.mean is not None:
+            self.mean.update(epoch * self.steps + tally.step)
+        tally.loss_sum.add_(loss.detach().double() * len(labels))
+        tally.images += len(labels)
+        tally.step += 1
 
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch, with its graph."""
+        recipe, bf16 = self.recipe, self.recipe.precision == "bf16"
+        inputs, labels = (tensor.to(self.device, non_blocking=True) for tensor in (inputs, labels))
+        batch = mix(inputs, labels, recipe.mixup)
+        images = batch.inputs
+        if bf16 and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits = self.network(images)
+        if not isinstance(logits, Tensor):
+            raise TrainingError(
+                PROBLEM,
+                where="the network's output in training mode",
+                value=f"a {type(logits).__name__}",
+                expected="one tensor of logits",
+                hint="Build the network without auxiliary outputs.",
+            )
+        logits = logits.float() if bf16 else logits
+        target = None
+        if self.teacher is not None:
+            place = device_of(self.teacher)
+            with torch.no_grad(), torch.autocast(place.type, torch.bfloat16, enabled=bf16):
+                target = self.teacher(images.to(place)).to(logits)
+        return loss_of(logits, batch, label_smoothing=recipe.label_smoothing, target=target)
 
-@contextlib.contextmanager
-def _laid_out(precision: Precision, *networks: nn.Module | None) -> Iterator[None]:
-    """In bf16: kernels channels last, as the fast convolutions want them; contiguous again afterwards."""
-    kernels = [
-        parameter
-        for network in networks
-        if network is not None and precision == "bf16"
-        for parameter in network.parameters()
-        if parameter.ndim == 4 and parameter.is_contiguous()
-    ]
-    for kernel in kernels:
-        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        for kernel in kernels:
-            kernel.data = kernel.data.contiguous()
+    def _clip(self) -> Tensor:
+        """Norm of all gradients together, before they are cut to the recipe's, ()."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self.recipe.clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.recipe.clip, norm)
+        return norm
 
+    def _evaluate(self) -> float:
+        """Validation accuracy of the weights, or of their mean. A signal ends it: it can be done again."""
+        try:
+            with self.interruption.at_once(), wearing(self.mean), memory_explained(self.data.val, 0):
+                return evaluate(self.model, self.data.val)
+        except Interrupted as signal:
+            if self.run_.start_accuracy is not None:
+                self._save()
+            raise self._interrupted(signal.number) from None
 
-@contextlib.contextmanager
-def _seeded(device: torch.device, seed: int, epoch: int) -> Iterator[None]:
-    """Random state from (seed, epoch) alone; the caller's is put back."""
-    number = int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7])
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(number)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(number)
-        yield
+    def _check(self, epoch: int) -> None:
+        """Look at what the device has found.
 
+        Raises:
+            TrainingError: A loss or gradient was not finite.
+        """
+        tally = self.run_.tally
+        if self.on_gpu and not math.isfinite(value := float(tally.watch)):
+            raise self._diverged(epoch, int(tally.good), "the loss or its gradient", value)
 
-def _diverged(where: str, value: object, lr: float) -> TrainingError:
-    return TrainingError(
-        "could not go on training",
-        where=where,
-        value=value,
-        expected="finite numbers",
-        hint=f"Lower the learning rate: it was {lr:.3g}, try {lr / 10:.3g}.",
-    )
+    def _check_weights(self, where: str) -> None:
+        """The last step's weights have met no loss yet: check them before they can reach a checkpoint."""
+        name = unfinite_weight(self.model)
+        if name:
+            saved = self.run_.saved_at
+            raise diverged(where, "not finite", self.lr, layer=f"It is of {name}", checkpoint=saved)
 
+    def _diverged(self, epoch: int, step: int, what: str, value: float) -> TrainingError:
+        """Find the layer by repeating the step, and tell."""
 
-def _check_fit(model: nn.Module, data: Data) -> None:
-    """The network takes the data's images and has an output for each of its classes."""
-    problem, classes, shape = "could not train", len(data.classes), tuple(data.example.shape)
-    if len(data.train) == 0:
-        raise TrainingError(problem, where="data.train", value="empty", expected="at least one batch")
-    try:
-        with mode(model, False), torch.no_grad():
-            logits = model(data.example.to(device_of(model)))
-        found: object = tuple(logits.shape)
-    except Exception as reason:  # any network, so any exception
-        raise TrainingError(
-            problem,
-            where=f"the network on an example {shape} of the data",
-            value=f"failing ({type(reason).__name__}: {reason})",
-            expected="a network for this data",
-        ) from reason
-    if logits.ndim != 2 or logits.shape[1] < classes:
-        raise TrainingError(
-            problem,
-            where="the shape of the network's output",
-            value=found,
-            expected=f"(N, {classes}) for the data's {classes} classes",
-            hint=f"Build the network with num_classes={classes}.",
-        )
+        def again() -> Tensor:
+            self.data.train.set_epoch(epoch)
+            inputs, labels = next(iter(batches(self.data.train, step, epoch, self._seeding(epoch))))
+            return self._loss(inputs, labels)
 
+        network, self.network = self.network, self.model  # hooks see nothing of a compiled network
+        with mode(self.model, True), mode(self.teacher, False):
+            layer = first_fault(self.model, again)
+        self.network = network
+        where = f"{what} at epoch {epoch + 1}, step {step + 1}"
+        return diverged(where, value, self.lr, layer=layer, checkpoint=self.run_.saved_at)
 
-def _check_arguments(
-    epochs: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    schedule: str,
-    select: str,
-    precision: str,
-) -> None:
-    rules: list[tuple[str, object, bool, str]] = [
-        ("epochs", epochs, isinstance(epochs, int) and epochs >= 0, "a whole number, 0 or more"),
-        ("lr", lr, 0 < lr < math.inf, "more than 0"),
-        ("momentum", momentum, 0 <= momentum < 1, "from 0 to below 1"),
-        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
-        ("nesterov", nesterov, not nesterov or momentum > 0, "False, or a momentum above 0"),
-        ("schedule", schedule, schedule in ("cosine", "step"), "cosine or step"),
-        ("select", select, select in ("best", "last"), "best or last"),
-        ("precision", precision, precision in get_args(Precision), "fp32 or bf16"),
-    ]
-    for name, value, fine, rule in rules:
-        if not fine:
-            raise UsageError("could not train", where=name, value=value, expected=rule)
+    def _save(self) -> None:
+        if self.files is not None:
+            self.run_.save(self.files)
+            self.saved = perf_counter()
+
+    def _interrupted(self, number: int) -> Interrupted:
+        saved = self.run_.saved_at
+        return Interrupted(number, f"the checkpoint is {saved}" if saved else "nothing was done yet")
+
+    def _tell(self, epoch: int, tally: Tally, *, ended: bool = False) -> None:
+        run = self.run_
+        self.reporter.tell(
+            epoch, tally.step, images=tally.images, loss=tally.loss(), epoch_s=tally.seconds, lr=self.lr,
+            val_accuracy=run.accuracy, macs_ratio=run.records[-1].macs_ratio if run.records else None,
+            ended=ended,
+        )  # fmt: skip

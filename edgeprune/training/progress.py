@@ -27,6 +27,9 @@ class Progress:
         objective: ``loss`` plus the penalty now; None without a penalty.
         sparsity: Share of the scheme's variables at exactly 0; None without a scheme.
         val_accuracy: Top-1 in 0..1 after the last whole epoch.
+        macs_ratio: MACs that would remain if what is at 0 after the last whole epoch were cut, to dense;
+            None: not known.
+        lr: Learning rate of the last step.
     """
 
     phase: str
@@ -40,6 +43,8 @@ class Progress:
     objective: float | None
     sparsity: float | None
     val_accuracy: float | None
+    macs_ratio: float | None = None
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Epoch:
     sparsity: float | None
     val_accuracy: float
     duration_s: float
+    images_per_s: float = 0.0
+    macs_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,21 +84,31 @@ class History:
 
 
 class Reporter:
-    """Calls ``on_progress`` at most about ten times a second, and after each epoch."""
+    """Calls ``on_progress`` at most every ``interval_s``, and after each epoch."""
 
     def __init__(
         self,
         phase: str,
         epochs: int,
         steps: int,
-        epochs_before: int,
+        steps_before: int,
         penalty: Callable[[], float] | None,
         sparsity: Callable[[], float] | None,
         on_progress: Callable[[Progress], None] | None,
+        interval_s: float = INTERVAL_S,
     ) -> None:
-        self.phase, self.epochs, self.steps, self.epochs_before = phase, epochs, steps, epochs_before
+        self.phase, self.epochs, self.steps, self.steps_before = phase, epochs, steps, steps_before
         self.penalty, self.sparsity, self.on_progress = penalty, sparsity, on_progress
+        self.interval_s = interval_s
         self.started, self.told = perf_counter(), -math.inf
+
+    def due(self) -> bool:
+        """Whether the last report is old enough; if so, this moment counts as that of the next."""
+        now = perf_counter()
+        if now - self.told < self.interval_s:
+            return False
+        self.told = now
+        return True
 
     def tell(
         self,
@@ -101,10 +118,12 @@ class Reporter:
         images: int,
         loss: float,
         epoch_s: float,
+        lr: float,
         val_accuracy: float | None,
-        always: bool = False,
+        macs_ratio: float | None,
+        ended: bool = False,
     ) -> None:
-        """Report, unless the last report is too fresh.
+        """Report.
 
         Args:
             epoch: From 0.
@@ -112,14 +131,16 @@ class Reporter:
             images: Images seen in this epoch.
             loss: Mean over them.
             epoch_s: Time that they took.
+            lr: Learning rate of the last step.
             val_accuracy: After the last whole epoch.
-            always: Report in any case.
+            macs_ratio: Likewise.
+            ended: The epoch is whole: a look at the clock belongs to it.
         """
-        now = perf_counter()
-        if self.on_progress is None or (not always and now - self.told < INTERVAL_S):
+        if self.on_progress is None:
             return
-        self.told = now
-        done = (epoch - self.epochs_before) * self.steps + step
+        if ended:
+            self.told = perf_counter()
+        done = epoch * self.steps + step - self.steps_before
         left = (self.epochs - epoch) * self.steps - step
         self.on_progress(
             Progress(
@@ -129,10 +150,12 @@ class Reporter:
                 step=step,
                 steps=self.steps,
                 images_per_s=images / max(epoch_s, 1e-9),
-                seconds_left=(now - self.started) * left / done,
+                seconds_left=(self.told - self.started) * left / max(done, 1),
                 loss=loss,
                 objective=loss + self.penalty() if self.penalty is not None else None,
                 sparsity=self.sparsity() if self.sparsity is not None else None,
                 val_accuracy=val_accuracy,
+                macs_ratio=macs_ratio,
+                lr=lr,
             )
         )

@@ -188,7 +188,9 @@ def test_debiasing_keeps_the_zeros_and_trains_the_rest(net, groups, data, tmp_pa
     assert len(after.facts["debias"]["epochs"]) == 3
     # Never worse on validation than without: the start is among the choices.
     assert after.facts["debias"]["val_accuracy"] >= before.facts["val_accuracy_after_closing"]
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "checkpoint.pt", "checkpoint.1.pt", "checkpoint.debias.pt", "checkpoint.debias.1.pt"
+    }  # fmt: skip
 
 
 class StopError(Exception):
@@ -248,6 +250,12 @@ def test_shows_objective_and_sparsity_live(net, groups, data):
     scores = QUICK.fit(net(), groups, data, on_progress=seen.append)
     assert all(p.phase == "proximal-ns" and p.objective > p.loss and 0 <= p.sparsity <= 1 for p in seen)
     assert seen[-1].sparsity == scores.facts["sparsity"]
+    ratios = [epoch["macs_ratio"] for epoch in scores.facts["history"]["epochs"]]
+    assert ratios[-1] == seen[-1].macs_ratio < 1
+    # By hand: 3x3 convolutions 3 -> 6 -> 8 on 8x8 images, then 8 -> 4 by 1x1, then 4 -> 3.
+    first, second = (int((scores[name] != 0).sum()) for name in ("0", "3"))
+    whole, left = (64 * 9 * (3 * a + a * b) + 64 * 4 * b + 4 * 3 for a, b in ((6, 8), (first, second)))
+    assert ratios[-1] == pytest.approx(left / whole, abs=1e-3)
 
 
 def test_a_network_without_batch_norms_is_refused_before_training(net, groups, data):

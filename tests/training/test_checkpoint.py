@@ -65,7 +65,7 @@ def run(model, data, *, checkpoint=None, stop_after=None, select="best", **optio
 
 
 def timeless(history):
-    return [dataclasses.replace(epoch, duration_s=0.0) for epoch in history.epochs]
+    return [dataclasses.replace(epoch, duration_s=0.0, images_per_s=0.0) for epoch in history.epochs]
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
@@ -197,7 +197,11 @@ def test_a_checkpoint_of_another_training_is_refused(net, data, tmp_path, change
     ) as error:
         train(model, data, checkpoint=path, **options)
     assert str(path) in str(error.value)
-    assert "Delete it to start again" in str(error.value)
+    assert "Delete it and checkpoint.1.pt to start again" in str(error.value)
+    path.unlink()  # the one before it is as foreign
+    with pytest.raises(TrainingError, match=r"checkpoint\.1\.pt is of another .*Delete it to start again"):
+        train(model, data, checkpoint=path, **options)
+    path.write_bytes(before)
     assert path.read_bytes() == before
 
 

@@ -206,7 +206,8 @@ def test_modes_are_restored_also_after_a_failure(net, data):
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_advice(net, data):
     with pytest.raises(
         TrainingError,
-        match=r"epoch 1, step 2 is (nan|inf), expected finite numbers\. Lower the learning rate",
+        match=r"epoch 1, step 2 is (nan|inf), expected finite numbers\. The first output that is not finite "
+        r"is that of layer \d \(\w+\).*\. Lower the learning rate: it was .*, try ",
     ):
         train(net(), data, epochs=2, lr=1e30)
 
