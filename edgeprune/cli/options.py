@@ -74,6 +74,9 @@ RECIPE = [
         "--label-smoothing", type=SHARE, text="Share of the target for all classes.", default=THE_RECIPES
     ),
     _option("--mixup", type=SHARE, text="alpha of the mixing of images; 0: off.", default=THE_RECIPES),
+    _option(
+        "--cutout", type=COUNT, text="Side in pixels of a square blanked in training images.", default="0"
+    ),
     _option("--ema", type=SHARE, text="Decay of a mean of the weights; 0: off.", default=THE_RECIPES),
     _option("--clip", type=SHARE, text="Largest norm of the gradient; 0: off.", default=THE_RECIPES),
     _option(

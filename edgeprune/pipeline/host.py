@@ -115,6 +115,7 @@ def data_of(context: Context) -> Data:
         return load_data(
             settings.data, batch_size=batch_size_of(settings), seed=settings.seed,
             normalization=normalization, download=context.download, image_size=settings.image_size,
+            cutout=settings.cutout,
         )  # fmt: skip
 
     data = load(None)

@@ -20,6 +20,7 @@ class Settings:
         weights: State dict of the dense network; None: it is trained from scratch.
         batch_size: Images per batch; None: the recipe's.
         image_size: Height and width for ``imagefolder`` data.
+        cutout: Side in pixels of a square of each training image that is blanked; 0: none.
         seed: Of splits, order, augmentation, initial weights and schemes.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"`` or ``"cuda"``.
         recipe: How to train, a key of ``edgeprune.training.PRESETS``.
@@ -80,6 +81,7 @@ class Settings:
     weights: str | None = None
     batch_size: int | None = None
     image_size: int | None = None
+    cutout: int = 0
     seed: int = 0
     device: str = "auto"
     recipe: str = "default"

@@ -58,11 +58,11 @@ MEASURED = (
 STAGES: tuple[Stage, ...] = (
     Stage(
         "train", "train", (), ("dense.safetensors",),
-        ("model", "num_classes", *DATA), f"{HOST}:train_dense", f"{HOST}:identity_of_dense",
+        ("model", "num_classes", "cutout", *DATA), f"{HOST}:train_dense", f"{HOST}:identity_of_dense",
     ),
     Stage(
         "score", "prune", ("dense.safetensors",), ("scores.npz", "sparse.safetensors"),
-        ("scheme", "scheme_options", "channel_select", "inexact", *DATA),
+        ("scheme", "scheme_options", "channel_select", "inexact", "cutout", *DATA),
         f"{HOST}:score", f"{HOST}:identity_of_scoring",
     ),
     Stage(
@@ -80,7 +80,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "finetune", "finetune", ("refitted.safetensors", "dense.safetensors"), ("slim.safetensors",),
-        (*DATA, "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
+        (*DATA, "cutout", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
     ),
     Stage(
         "export", "export", ("dense.safetensors", "slim.safetensors", "plan.json"),
