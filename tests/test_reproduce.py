@@ -92,7 +92,7 @@ def test_time_that_is_up_ends_a_command_by_a_signal(
 ) -> None:
     fake = tmp_path / "python"
     fake.write_text(
-        f"#!/bin/sh\ntrap 'echo ended > \"{tmp_path}/told\"; exit 143' TERM\nsleep 60 >/dev/null 2>&1 & wait\n"
+        f"#!/bin/sh\ntrap 'echo ended > \"{tmp_path}/told\"; exit 143' TERM\nsleep 9 >/dev/null 2>&1 & wait\n"
     )
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
