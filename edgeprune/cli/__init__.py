@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
@@ -15,9 +19,12 @@ from edgeprune.cli.doctor import doctor
 from edgeprune.cli.information import groups, targets
 from edgeprune.cli.stages import export, finetune, gate, prune, report, run, train
 from edgeprune.cli.widths import widths
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, RankError
+from edgeprune.launch import launched_rank
 
 INTERRUPTED = 130
+TOGETHER = {"run", "train", "prune", "finetune"}
+"""Commands that several processes work on."""
 HOST_PACKAGES = {"torch", "torchvision", "onnx", "onnxscript", "onnxsim", "safetensors", "scipy", "sklearn"}
 
 
@@ -48,8 +55,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in words
     try:
-        # Without standalone mode click hands back what `Context.exit` was given.
-        code = cli.main(words, prog_name="edgeprune", standalone_mode=False)
+        with _ranks(words):
+            # Without standalone mode click hands back what `Context.exit` was given.
+            code = cli.main(words, prog_name="edgeprune", standalone_mode=False)
+    except RankError as error:
+        if error.told:
+            sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code, as_json)
     except EdgepruneError as error:
         _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
@@ -73,6 +85,28 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             f"could not read or write: {error.filename or 'a file'} is {error.strerror or error}.", 2, as_json
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _ranks(words: list[str]) -> Iterator[None]:
+    """Of several processes that torchrun started: all for a command that trains, else only the first."""
+    rank = launched_rank()
+    if rank is None:
+        yield
+        return
+    if not TOGETHER & {*words[:1]}:
+        if rank:
+            sys.exit(0)
+        yield
+        return
+    from edgeprune.training.ranks import joined
+
+    with contextlib.ExitStack() as stack:
+        if rank:  # what everybody knows is said once
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+            warnings.simplefilter("ignore")
+        stack.enter_context(joined())
+        yield
 
 
 def _fail(message: str, exit_code: int, as_json: bool) -> NoReturn:

@@ -1,0 +1,199 @@
+"""What one of several processes does in a test: ``python -m tests.training.rank_jobs JOB FOLDER``.
+
+Each rank saves what its job gives as ``FOLDER/RANK.pt``. Without torchrun's variables it is the one process
+that the others are compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgeprune.data import Data, load_data
+from edgeprune.errors import DataError, RankError
+from edgeprune.groups import find_groups
+from edgeprune.launch import ALONE, World, being, world
+from edgeprune.models import load_model
+from edgeprune.schemes import ProximalNS, make_scheme
+from edgeprune.training import evaluate, train
+from edgeprune.training.ranks import Gradients, Ranks, Sliced, gone, joined, own_part, share_state
+from edgeprune.training.sync_norms import synchronised
+from tests.training.fakes import make_data, make_net
+
+MOMENT = timedelta(seconds=1)
+
+
+class Tied(nn.Module):
+    """Norms with and without a weight, a weight that is used twice, one that is not used, and one frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4, momentum=None)
+        self.middle = nn.Conv2d(4, 4, 3, padding=1)
+        self.bare = nn.BatchNorm2d(4, affine=False)
+        self.flat = nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, 3)
+        self.unused = nn.Linear(2, 2)
+        self.last.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        x = F.relu(self.bare(self.middle(x))) + self.middle(x)
+        found: Tensor = self.last(self.flat(x.flatten(2)).mean(2).view(x.size(0), -1))
+        return found
+
+
+def step(images: int, *, norms: bool = True) -> dict[str, Any]:
+    """Loss, gradients and buffers of one step on a batch of so many images."""
+    draw = torch.Generator().manual_seed(images)
+    inputs = torch.randn(images, 3, 6, 6, generator=draw, dtype=torch.float64) * 3 + 5
+    labels = torch.randint(0, 3, (images,), generator=draw)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(world().rank)  # other weights on each rank: those of rank 0 are to count
+        model = Tied().double().train()
+    share_state(model)
+    here, gradients = world(), Gradients(model)
+    part = gradients.take(
+        inputs.tensor_split(here.size)[here.rank], labels.tensor_split(here.size)[here.rank]
+    )
+    keys = list(model.state_dict())
+    swapped = synchronised(model, lambda: gradients.images > 0) if norms else contextlib.nullcontext()
+    with swapped:
+        done = gradients.backward(F.cross_entropy(model(part[0]), part[1]), stop=here.rank == 1)
+    assert keys == list(model.state_dict())
+    assert all("forward" not in vars(module) for module in model.modules())
+    return {
+        "loss": done.loss,
+        "images": done.images,
+        "stop": done.stop,
+        "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
+        "state": model.state_dict(),
+    }
+
+
+def steps() -> dict[str, Any]:
+    """Batches that divide, that do not, and that leave a rank without images."""
+    return {str(images): step(images) for images in (8, 7, 2, 1)}
+
+
+def talk() -> dict[str, Any]:
+    """What ranks tell each other, and training of a tiny network with dropout off."""
+    here = world()
+    seen: list[World] = []
+
+    def work() -> str:
+        seen.append(world())
+        return f"from {here.rank}"
+
+    data = make_data()
+    model = make_net()
+    model[3] = nn.Dropout(0.0)
+    history = train(model, data, epochs=2, lr=0.05, seed=1)
+    sparse = make_net()
+    sparse[3] = nn.Dropout(0.0)
+    scores = ProximalNS(epochs=2, lr=0.05, l1=0.02, beta=5.0).fit(
+        sparse, find_groups(sparse, data.example), data
+    )
+    return {
+        "told": here.from_first(work),
+        "alone": [one.size for one in seen],
+        "gathered": here.gather(here.rank),
+        "spread": here.spread([3, 1, 2], [3.0, 1.0, 2.0], lambda item: item * 10),
+        "losses": [epoch.loss for epoch in history.epochs],
+        "accuracies": [epoch.val_accuracy for epoch in history.epochs],
+        "state": model.state_dict(),
+        "sparse": sparse.state_dict(),
+        "scores": dict(scores),
+        "accuracy": evaluate(model, data.val),
+        "parts": [len(labels) for _, labels in own_part(data.train)],
+        "sliced": isinstance(own_part(data.train), Sliced),
+        "scheme_scores": {name: dict(scheme_scores(name, make_net(), data)) for name in ("sglp-ib", "obs")},
+    }
+
+
+def scheme_scores(name: str, model: nn.Module, data: Data) -> Any:
+    """Scores of a scheme that looks."""
+    return make_scheme(name, images=12).fit(model, find_groups(model, data.example), data)
+
+
+def errors() -> dict[str, str]:
+    """Who tells of an error of one rank."""
+    found = {}
+    for rank in range(2 if world().size > 1 else 0):
+        try:
+            failing(rank)
+        except RankError as error:
+            found[f"rank {rank}"] = "told" if error.told else "not told"
+        except DataError as error:
+            found[f"rank {rank}"] = type(error).__name__
+    return found
+
+
+def failing(rank: int) -> None:
+    """A job in the job, in which one rank fails while the other waits for it."""
+    here = world()
+    assert isinstance(here, Ranks)
+    inner = replace(here, store=dist.PrefixStore(f"failing {rank}", here.store))
+    with being(ALONE), mock.patch("edgeprune.training.ranks._meet", return_value=inner), joined() as again:
+        if rank == 0:
+            again.from_first(fail)
+        elif again.rank == rank:
+            fail()
+        else:
+            time.sleep(1)
+            raise gone(again)  # as if its call had found the other's end closed
+
+
+def fail() -> None:
+    raise DataError("could not load")
+
+
+def quick() -> dict[str, Any]:
+    """All of it that is fast."""
+    return {
+        "steps": steps(),
+        "unsynchronised": step(7, norms=False),
+        "talk": talk(),
+        "errors": errors(),
+    }
+
+
+def curve() -> dict[str, Any]:
+    """20 steps of ResNet-20 on digits, then proximal NS, then the plans of two schemes."""
+    data = load_data("digits", batch_size=72)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_model("resnet20", num_classes=10)
+    losses: list[float] = []
+    train(
+        model, data, epochs=1, lr=0.1, select="last",
+        on_progress=lambda progress: losses.append(progress.loss * progress.step),
+    )  # fmt: skip
+    return {"losses": losses, "state": model.state_dict()}
+
+
+JOBS: dict[str, Callable[[], dict[str, Any]]] = {"quick": quick, "curve": curve}
+
+
+def main() -> None:
+    job, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    with joined() as here:
+        torch.save(JOBS[job](), Path(folder) / f"{here.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
