@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -101,6 +102,11 @@ def _ranks(words: list[str]) -> Iterator[None]:
         return
     from edgeprune.training.ranks import joined
 
+    def interrupt(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # torchrun's way to end a job, also when another rank is gone
     with contextlib.ExitStack() as stack:
         if rank:  # what everybody knows is said once
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123

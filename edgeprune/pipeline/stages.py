@@ -85,7 +85,8 @@ STAGES: tuple[Stage, ...] = (
         ("refit", "refit_images", *DATA), f"{HOST}:refit_weights", f"{HOST}:identity_of_data",
     ),
     Stage(
-        "finetune", "finetune", ("refitted.safetensors", "dense.safetensors"), ("slim.safetensors",),
+        "finetune", "finetune", ("refitted.safetensors", "dense.safetensors", "plan.json"),
+        ("slim.safetensors",),
         (*DATA, "finetune_lr", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
         together=True,
     ),

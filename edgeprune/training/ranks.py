@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +32,9 @@ PATIENCE = timedelta(hours=24)
 
 SILENCE = timedelta(minutes=30)
 """How long ranks wait for each other in a training step before they give the job up."""
+
+PAUSE_S = 2.0
+"""What a rank leaves the one that tells why: the launcher ends every process as soon as one of them ends."""
 
 _CLAIM = "edgeprune/failed"
 _FAILED = "edgeprune: rank 0 has failed"
@@ -118,6 +122,8 @@ def joined() -> Iterator[World]:
             raise
         silent = gone(here)
         silent.told = True
+        with contextlib.suppress(KeyboardInterrupt):  # which the launcher may cause meanwhile
+            time.sleep(PAUSE_S)
         raise silent from error
     finally:
         if own:
@@ -208,9 +214,9 @@ class Sliced:
 
 @dataclass(frozen=True)
 class Sum:
-    """Of one step over all ranks: mean loss, images, and whether a rank wants to stop."""
+    """Of one step over all ranks: mean loss () on the device, images, and whether a rank wants to stop."""
 
-    loss: float
+    loss: Tensor
     images: int
     stop: bool
 
@@ -220,8 +226,8 @@ class Gradients:
 
     By hand instead of ``DistributedDataParallel``: that averages over ranks and not over images (wrong where
     a batch does not divide), wraps the network, which hooks, teachers and surgery would have to unwrap, and
-    needs a second message for the loss and for a wish to stop. Here all go in one flat bucket, whose sum has
-    the same bits on every rank, so that the optimizer and every hook after it do the same everywhere.
+    needs other messages for the loss and for a wish to stop. Here one flat bucket has them all, and its sum
+    has the same bits on every rank, so that the optimizer and every hook after it do the same everywhere.
 
     Args:
         model: Network whose parameters that require a gradient are averaged; shared ones count once.
@@ -246,10 +252,9 @@ class Gradients:
         return inputs.new_zeros(1, *inputs.shape[1:]), labels.new_zeros(1)
 
     def backward(self, loss: Tensor, *, stop: bool = False) -> Sum:
-        """Leave in ``.grad`` the gradient of the mean loss over the images of all ranks.
+        """Leave in ``.grad``, which was None, the gradient of the mean loss over the images of all ranks.
 
-        A parameter that no rank's loss hangs on keeps ``grad = None``. If the loss is not finite, gradients
-        are not to be used.
+        A parameter that no rank's loss hangs on keeps None.
 
         Args:
             loss: Mean over what `take` gave.
@@ -258,36 +263,33 @@ class Gradients:
         Raises:
             RankError: A rank is gone.
         """
-        here, images = world(), self.images
-        if here.size == 1:
-            value = float(loss.detach())
-            if value - value == 0:  # finite
-                torch.autograd.backward(loss)
-            return Sum(value, images, stop)
+        here = world()
+        if not isinstance(here, Ranks):
+            torch.autograd.backward(loss)
+            return Sum(loss.detach(), self.images, stop)
         # A sum over images, so that norms that are synchronised meet the same loss on all ranks.
-        total = loss * images
+        total = loss * self.images
         torch.autograd.backward(total)
         grads = [parameter.grad for parameter in self.parameters]
         kind = functools.reduce(torch.promote_types, (p.dtype for p in self.parameters), torch.float32)
-        head = torch.tensor([*(grad is not None for grad in grads), images, stop], dtype=kind)
         flat = [
             torch.zeros(parameter.numel(), dtype=kind, device=loss.device)
             if grad is None
             else grad.flatten().to(kind)
             for parameter, grad in zip(self.parameters, grads, strict=True)
         ]
-        bucket = torch.cat([head.to(loss.device), total.detach().to(kind).reshape(1), *flat])
+        bucket = torch.cat([total.detach().to(kind).reshape(1), *flat])
+        # What the host has to know goes by the host, which so never waits for a GPU.
+        counts = torch.tensor([self.images, stop, *(grad is not None for grad in grads)])
         with telling(here):
+            dist.all_reduce(counts, group=here.talk)
             dist.all_reduce(bucket)
-        *used, all_images, stops = bucket[: len(head)].tolist()
-        bucket /= all_images
-        begin = len(head) + 1
-        for parameter, count in zip(self.parameters, used, strict=True):
-            end = begin + parameter.numel()
-            average = bucket[begin:end].view_as(parameter).to(parameter.dtype)
-            parameter.grad = average if count else None
-            begin = end
-        return Sum(float(bucket[len(head)]), round(all_images), stops > 0)
+        images, stops, *used = counts.tolist()
+        bucket /= images
+        means = torch.split(bucket[1:], [parameter.numel() for parameter in self.parameters])
+        for parameter, mean, count in zip(self.parameters, means, used, strict=True):
+            parameter.grad = mean.view_as(parameter).to(parameter.dtype) if count else None
+        return Sum(bucket[0], images, stops > 0)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from edgeprune.groups import find_groups
 from edgeprune.launch import ALONE, World, being, world
 from edgeprune.models import load_model
 from edgeprune.schemes import ProximalNS, make_scheme
-from edgeprune.training import evaluate, train
+from edgeprune.training import evaluate, ranks, train
 from edgeprune.training.ranks import Gradients, Ranks, Sliced, gone, joined, own_part, share_state
 from edgeprune.training.sync_norms import synchronised
 from tests.training.fakes import make_data, make_net
@@ -76,7 +76,7 @@ def step(images: int, *, norms: bool = True) -> dict[str, Any]:
     assert keys == list(model.state_dict())
     assert all("forward" not in vars(module) for module in model.modules())
     return {
-        "loss": done.loss,
+        "loss": float(done.loss),
         "images": done.images,
         "stop": done.stop,
         "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
@@ -146,6 +146,7 @@ def failing(rank: int) -> None:
     """A job in the job, in which one rank fails while the other waits for it."""
     here = world()
     assert isinstance(here, Ranks)
+    ranks.PAUSE_S = 0.0
     inner = replace(here, store=dist.PrefixStore(f"failing {rank}", here.store))
     with being(ALONE), mock.patch("edgeprune.training.ranks._meet", return_value=inner), joined() as again:
         if rank == 0:
@@ -154,7 +155,7 @@ def failing(rank: int) -> None:
             fail()
         else:
             time.sleep(1)
-            raise gone(again)  # as if its call had found the other's end closed
+            raise gone(again)  # as if a message to the other had found nobody
 
 
 def fail() -> None:
