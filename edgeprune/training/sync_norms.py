@@ -78,15 +78,17 @@ class _SynchronisedNorm(torch.autograd.Function):
         # Three times as fast on the CPU as torch.var_mean, and as exact; without buffers it updates none.
         mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)
         number = mean.new_tensor([x.numel() // x.shape[1] if counts else 0])
-        # A row per rank, 0 elsewhere: their sum is every row, with the same bits on every rank.
-        rows = mean.new_zeros(here.size, 2 * len(mean) + 1)
+        # A row per rank, 0 elsewhere: their sum is every row, with the same bits on every rank. In float64,
+        # as one process adds up: what is lost here can turn activations that are near 0 on or off.
+        rows = mean.new_zeros(here.size, 2 * len(mean) + 1, dtype=torch.float64)
         rows[here.rank] = torch.cat([mean, variance, number])
         with telling(here):
             dist.all_reduce(rows)
         means, variances, numbers = rows[:, : len(mean)], rows[:, len(mean) : -1], rows[:, -1:]
         count = numbers.sum()
-        mean = (numbers * means).sum(0) / count
-        variance = (numbers * (variances + (means - mean).square())).sum(0) / count
+        centre = (numbers * means).sum(0) / count
+        spread = (numbers * (variances + (means - centre).square())).sum(0) / count
+        mean, variance, count = (value.to(wide.dtype) for value in (centre, spread, count))
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.eps, ctx.counts = eps, counts
         ctx.mark_non_differentiable(mean, variance, count)

@@ -27,8 +27,9 @@ from edgeprune.groups import find_groups
 from edgeprune.launch import ALONE, World, being, world
 from edgeprune.models import load_model
 from edgeprune.schemes import ProximalNS, make_scheme
+from edgeprune.selection import make_plan
 from edgeprune.training import evaluate, ranks, train
-from edgeprune.training.ranks import Gradients, Ranks, Sliced, gone, joined, own_part, share_state
+from edgeprune.training.ranks import Gradients, Ranks, Sliced, Sum, gone, joined, own_part, share_state
 from edgeprune.training.sync_norms import synchronised
 from tests.training.fakes import make_data, make_net
 
@@ -172,21 +173,61 @@ def quick() -> dict[str, Any]:
     }
 
 
-def curve() -> dict[str, Any]:
-    """20 steps of ResNet-20 on digits, then proximal NS, then the plans of two schemes."""
-    data = load_data("digits", batch_size=72)
+def digits() -> Data:
+    """20 batches of 54 images, the last of 53; augmented."""
+    return load_data("digits", batch_size=54)
+
+
+def resnet() -> nn.Module:
+    """The same ResNet-20 each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_model("resnet20", num_classes=10)
+        return load_model("resnet20", num_classes=10)
+
+
+def loss_curve() -> list[float]:
+    """Losses of the first 20 steps."""
     losses: list[float] = []
-    train(
-        model, data, epochs=1, lr=0.1, select="last",
-        on_progress=lambda progress: losses.append(progress.loss * progress.step),
-    )  # fmt: skip
-    return {"losses": losses, "state": model.state_dict()}
+
+    class Listening(Gradients):
+        def backward(self, loss: Tensor, *, stop: bool = False) -> Sum:
+            done = super().backward(loss, stop=stop)
+            losses.append(float(done.loss))
+            return done
+
+    with mock.patch("edgeprune.training.loop.Gradients", Listening):
+        train(resnet(), digits(), epochs=1, lr=0.05, select="last")
+    return losses
 
 
-JOBS: dict[str, Callable[[], dict[str, Any]]] = {"quick": quick, "curve": curve}
+def curve() -> dict[str, Any]:
+    """The losses, and the plans of a lasso scheme and of proximal NS."""
+    data, dense, sparse = digits(), resnet(), resnet()
+    groups = find_groups(dense, data.example)
+    looked = make_scheme("sglp-ib", images=40, lambdas=20).fit(dense, groups, data)
+    trained = ProximalNS(epochs=1, lr=0.05, l1=0.2, beta=5.0, start="scratch").fit(sparse, groups, data)
+    return {
+        "losses": loss_curve(),
+        "scores": dict(looked),
+        "zeros": sum(int((score == 0).sum()) for score in trained.values()),
+        "plans": {
+            "sglp-ib": make_plan(dense, groups, looked, data.example, max_macs_ratio=0.6).to_json(),
+            "proximal-ns": make_plan(sparse, groups, trained, data.example).to_json(),
+        },
+    }
+
+
+def unsynchronised() -> dict[str, Any]:
+    """The losses without synchronised norms."""
+    with mock.patch("edgeprune.training.loop.synchronised", lambda *_: contextlib.nullcontext()):  # noqa: PT008
+        return {"losses": loss_curve()}
+
+
+JOBS: dict[str, Callable[[], dict[str, Any]]] = {
+    "quick": quick,
+    "curve": curve,
+    "unsynchronised": unsynchronised,
+}
 
 
 def main() -> None:
