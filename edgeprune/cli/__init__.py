@@ -108,6 +108,8 @@ def _ranks(words: list[str]) -> Iterator[None]:
 
     signal.signal(signal.SIGTERM, interrupt)  # torchrun's way to end a job, also when another rank is gone
     with contextlib.ExitStack() as stack:
+        # Once all is over nothing is to cut off the message, or what runs at the process's end.
+        stack.callback(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         if rank:  # what everybody knows is said once
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
             warnings.simplefilter("ignore")

@@ -72,7 +72,8 @@ def test_20_steps_are_those_of_one_process(tmp_path: Path) -> None:
     (single,) = run_job("curve", 1, tmp_path / "one")
     assert first["losses"] == second["losses"]
     assert len(single["losses"]) == len(first["losses"]) == 20
-    assert first["losses"] == pytest.approx(single["losses"], abs=1e-4)
+    assert first["losses"] == pytest.approx(single["losses"], abs=1e-6)
+    assert single["losses"][-1] < single["losses"][0] - 0.5
     for name in ("sglp-ib", "proximal-ns"):
         assert first["plans"][name] == second["plans"][name] == single["plans"][name], name
     assert single["zeros"] > 20  # of proximal NS: its plan is about something
@@ -130,7 +131,7 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(tmp_path: Path)
     assert len(ours(err)) <= 1, err
     if ours(err):
         assert "Run the same command again" in ours(err)[0]
-    assert "Traceback" not in err.partition("ChildFailedError")[0].replace(launcher_traceback(err), "")
+    assert err.count("Traceback (most recent call last)") == 1  # torchrun's own
     assert list((tmp_path / "run").glob("train*.checkpoint*"))
     alone = subprocess.run(
         [sys.executable, *words], env=environment(), text=True, capture_output=True, timeout=TIMEOUT_S,
@@ -138,12 +139,6 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(tmp_path: Path)
     )  # fmt: skip
     history = json.loads(alone.stdout)["stages"]["train"]["history"]
     assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3, 4]
-
-
-def launcher_traceback(err: str) -> str:
-    """torchrun's own, which follows whatever a process said."""
-    at = err.find("Traceback")
-    return err[at:] if "torch/distributed/run.py" in err[at : at + 2000] else ""
 
 
 def test_a_killed_rank_on_another_machine(tmp_path: Path) -> None:
