@@ -27,6 +27,7 @@ from edgeprune.groups import find_groups
 from edgeprune.launch import ALONE, World, being, world
 from edgeprune.models import load_model
 from edgeprune.schemes import ProximalNS, make_scheme
+from edgeprune.schemes.proximal_ns import batch_norm_weights
 from edgeprune.selection import make_plan
 from edgeprune.training import evaluate, ranks, train
 from edgeprune.training.ranks import Gradients, Ranks, Sliced, Sum, gone, joined, own_part, share_state
@@ -205,10 +206,13 @@ class Doubled:
         self.loader.set_epoch(epoch)
 
 
+def doubled(data: Data) -> Data:
+    """All of it that trains in float64."""
+    return replace(data, train=Doubled(data.train), val=Doubled(data.val), example=data.example.double())
+
+
 def loss_curve() -> list[float]:
     """Losses of the first 20 steps."""
-    data = digits()
-    data = replace(data, train=Doubled(data.train), val=Doubled(data.val), example=data.example.double())
     losses: list[float] = []
 
     class Listening(Gradients):
@@ -218,20 +222,25 @@ def loss_curve() -> list[float]:
             return done
 
     with mock.patch("edgeprune.training.loop.Gradients", Listening):
-        train(resnet().double(), data, epochs=1, lr=0.01, select="last")
+        train(resnet().double(), doubled(digits()), epochs=1, lr=0.01, select="last")
     return losses
 
 
 def curve() -> dict[str, Any]:
     """The losses, and the plans of a lasso scheme and of proximal NS."""
-    data, dense, sparse = digits(), resnet(), resnet()
+    data, dense, sparse = digits(), resnet(), resnet().double()
+    for gamma in batch_norm_weights(sparse):
+        with torch.no_grad():
+            gamma.copy_(torch.linspace(0.05, 1, len(gamma)))
     groups = find_groups(dense, data.example)
     looked = make_scheme("sglp-ib", images=40, lambdas=20).fit(dense, groups, data)
-    trained = ProximalNS(epochs=1, lr=0.05, l1=1.7, beta=5.0, start="scratch").fit(sparse, groups, data)
+    trained = ProximalNS(epochs=1, lr=0.01, l1=2.0, beta=5.0).fit(sparse, groups, doubled(data))
+    sparse.float()
     return {
         "losses": loss_curve(),
         "scores": dict(looked),
         "zeros": sum(int((score == 0).sum()) for score in trained.values()),
+        "scored": sum(score.numel() for score in trained.values()),
         "plans": {
             "sglp-ib": make_plan(dense, groups, looked, data.example, max_macs_ratio=0.6).to_json(),
             "proximal-ns": make_plan(sparse, groups, trained, data.example).to_json(),
