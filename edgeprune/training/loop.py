@@ -17,9 +17,12 @@ from torch.nn import functional as F
 from edgeprune.data import Data
 from edgeprune.errors import TrainingError, UsageError
 from edgeprune.files import sha256_json
+from edgeprune.launch import world
 from edgeprune.training.checkpoint import Run, Selection, Stateful, digest
 from edgeprune.training.evaluation import device_of, evaluate, mode
 from edgeprune.training.progress import Epoch, History, Progress, Reporter
+from edgeprune.training.ranks import Gradients, own_part, share_state
+from edgeprune.training.sync_norms import synchronised
 
 Schedule = Literal["cosine", "step"]
 Precision = Literal["fp32", "bf16"]
@@ -106,6 +109,8 @@ def train(
         return History(None, (), 0, None)
     _check_fit(model, data)
     steps, device = len(data.train), device_of(model)
+    share_state(model)
+    batches, gradients = own_part(data.train), Gradients(model)
     optimizer = torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=lr,
@@ -139,25 +144,25 @@ def train(
 
     reporter = Reporter(phase, epochs, steps, len(run.records), penalty, sparsity, on_progress)
     for epoch in range(len(run.records), epochs):
-        data.train.set_epoch(epoch)
+        batches.set_epoch(epoch)
         began, loss_sum, images, now_lr = perf_counter(), 0.0, 0, lr
         with (
             _seeded(device, seed, epoch),
             mode(model, True),
             mode(teacher, False),
             _laid_out(precision, model, teacher),
+            synchronised(model, lambda: gradients.images > 0),
         ):
-            for step, (inputs, labels) in enumerate(data.train):
+            for step, (inputs, labels) in enumerate(batches):
                 now_lr = learning_rate(schedule, lr, epoch, epochs, step, steps)
-                loss = _step(
-                    model, teacher, inputs.to(device), labels.to(device), optimizer, now_lr, precision
-                )
+                part = gradients.take(inputs.to(device), labels.to(device))
+                loss, count = _step(model, teacher, *part, optimizer, gradients, now_lr, precision)
                 if not math.isfinite(loss):
                     raise _diverged(f"the loss at epoch {epoch + 1}, step {step + 1}", loss, now_lr)
                 if after_step is not None:
                     after_step(now_lr)
-                images += len(labels)
-                loss_sum += loss * len(labels)
+                images += count
+                loss_sum += loss * count
                 if step + 1 < steps:  # the epoch's own report follows its validation
                     reporter.tell(
                         epoch,
@@ -182,7 +187,7 @@ def train(
         )
         run.records.append(record)
         run.note_accuracy(record.val_accuracy)
-        if checkpoint is not None:
+        if checkpoint is not None and world().first:
             run.save(checkpoint)
         reporter.tell(
             epoch,
@@ -219,10 +224,11 @@ def _step(
     inputs: Tensor,
     labels: Tensor,
     optimizer: torch.optim.Optimizer,
+    gradients: Gradients,
     lr: float,
     precision: Precision,
-) -> float:
-    """One optimizer step; gives the loss. A loss that is not finite changes nothing."""
+) -> tuple[float, int]:
+    """One optimizer step; gives loss and images. A loss that is not finite changes nothing."""
     if precision == "bf16" and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -252,14 +258,14 @@ def _step(
             log_target=True,
         )
         loss = (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * distance
-    value = float(loss.detach())
+    optimizer.zero_grad()
+    done = gradients.backward(loss)
+    value = float(done.loss)
     if math.isfinite(value):
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
         optimizer.step()
-    return value
+    return value, done.images
 
 
 @contextlib.contextmanager
