@@ -104,3 +104,13 @@ class MeasurementError(EdgepruneError):
     """A provider, device or tool is absent, so nothing could be measured."""
 
     exit_code = 3
+
+
+class RankError(EdgepruneError):
+    """A job of several processes cannot go on because one of them failed, is gone or never came.
+
+    Attributes:
+        told: Another process has said why.
+    """
+
+    told = False

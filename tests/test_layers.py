@@ -14,8 +14,8 @@ PACKAGE = Path(edgeprune.__file__).parent
 
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
-    "errors", "files", "units", "telemetry", "metrics", "target", "external_data", "artifact", "statistics",
-    "precision",
+    "errors", "launch", "files", "units", "telemetry", "metrics", "target", "external_data", "artifact",
+    "statistics", "precision",
     "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
     "benchmark", "verdict", "sweep", "onnx_writer", "turns", "widths", "report",
 ]  # fmt: skip
@@ -38,7 +38,7 @@ HOST_PACKAGES = DEVICE_PACKAGES | {
 CLI_PACKAGES = HOST_PACKAGES | {"click"}
 
 WORKER = "runners.worker"  # one self-contained folder: it prints its result, and imports nothing else of ours
-CLI_MAY_IMPORT_ON_TOP = {"cli", "errors", "units"}
+CLI_MAY_IMPORT_ON_TOP = {"cli", "errors", "launch", "units"}
 
 
 def in_type_checking(tree: ast.Module) -> set[ast.AST]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -19,11 +21,14 @@ from edgeprune.cli.doctor import doctor
 from edgeprune.cli.information import groups, targets
 from edgeprune.cli.stages import export, finetune, gate, prune, report, run, train
 from edgeprune.cli.widths import widths
-from edgeprune.errors import EdgepruneError, Interrupted
+from edgeprune.errors import EdgepruneError, Interrupted, RankError
+from edgeprune.launch import launched_rank
 
 INTERRUPTED = 130
 SIGNALLED = 128
 """Added to the number of a signal, as shells do."""
+TOGETHER = {"run", "train", "prune", "finetune"}
+"""Commands that several processes work on."""
 HOST_PACKAGES = {"torch", "torchvision", "onnx", "onnxscript", "onnxsim", "safetensors", "scipy", "sklearn"}
 
 
@@ -54,9 +59,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in words
     try:
-        with _sigterm_interrupts():
+        with _sigterm_interrupts(), _ranks(words):
             # Without standalone mode click hands back what `Context.exit` was given.
             code = cli.main(words, prog_name="edgeprune", standalone_mode=False)
+    except RankError as error:
+        if error.told:
+            sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code, as_json)
     except EdgepruneError as error:
         _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
@@ -89,13 +98,42 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 @contextlib.contextmanager
+def _ranks(words: list[str]) -> Iterator[None]:
+    """Of several processes that torchrun started: all for a command that trains, else only the first."""
+    rank = launched_rank()
+    if rank is None:
+        yield
+        return
+    if not TOGETHER & {*words[:1]}:
+        if rank:
+            sys.exit(0)
+        yield
+        return
+    from edgeprune.training.ranks import joined
+
+    def interrupt(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # torchrun's way to end a job, also when another rank is gone
+    with contextlib.ExitStack() as stack:
+        # Once all is over nothing is to cut off the message, or what runs at the process's end.
+        stack.callback(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+        if rank:  # what everybody knows is said once
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+            warnings.simplefilter("ignore")
+        stack.enter_context(joined())
+        yield
+
+
+@contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """SIGTERM ends the work as ^C does: files half-written and processes begun are cleaned up."""
 
     def interrupt(number: int, _: object) -> None:
         raise Interrupted(number)
 
-    if threading.current_thread() is not threading.main_thread():
+    if launched_rank() is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -52,14 +52,21 @@ def go(
     out: Path | None, options: dict[str, Any], commands: tuple[str, ...], as_json: bool, *, make: bool
 ) -> None:
     """Run the stages of some commands, then say what came out; exits with the verdict's code."""
-    from edgeprune.cli.display import Display
-    from edgeprune.pipeline import run_stages
-    from edgeprune.pipeline.context import Context
+    from contextlib import nullcontext
 
+    from edgeprune.cli.display import Display
+    from edgeprune.launch import world
+    from edgeprune.pipeline import Silent, run_stages
+    from edgeprune.pipeline.context import Context
+    from edgeprune.pipeline.sharing import folder_of_rank
+
+    here = world()
     download = bool(options.pop("download", False))
-    run = open_or_make(out, given(options), make=make)
-    with Display() as display:
-        run_stages(Context(run, display, download), commands)
+    found = here.from_first(lambda: open_or_make(out, given(options), make=make))
+    with folder_of_rank(found) as run, Display() if here.first else nullcontext(Silent()) as listener:
+        run_stages(Context(run, listener, download), commands)
+    if not here.first:
+        return
     context = Context(run)
     if "gate" in commands:
         from edgeprune.pipeline.device import verdicts_of

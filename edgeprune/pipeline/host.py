@@ -19,6 +19,7 @@ from edgeprune.data import Data, load_data
 from edgeprune.errors import InexactWarning, ModelError, PlanError, RunError, UsageError
 from edgeprune.files import replacing, sha256_file, write_text
 from edgeprune.groups import find_groups
+from edgeprune.launch import world
 from edgeprune.models import build, load_model, normalization_of, source_of
 from edgeprune.onnx_export import export
 from edgeprune.pipeline.context import Context
@@ -91,10 +92,10 @@ def _code_of(model: str) -> str | None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device to train on.
+    """The device to train on; of several ranks on a machine each has a GPU of its own.
 
     Raises:
-        UsageError: ``cuda`` is asked for and there is none.
+        UsageError: ``cuda`` is asked for and there is none, or there are fewer GPUs than ranks.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(
@@ -104,7 +105,18 @@ def device_of(name: str) -> torch.device:
         raise UsageError(
             "could not choose a device", where="--device", value="cuda", expected="a GPU that torch can use"
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    here, gpus = world(), torch.cuda.device_count()
+    if here.local_rank >= gpus:
+        raise UsageError(
+            "could not choose a device",
+            where="--nproc-per-node",
+            value=f"more than {gpus}",
+            expected="a GPU for each process of a machine",
+            hint="Start fewer processes, or train on the CPU with --device cpu.",
+        )
+    return torch.device("cuda", here.local_rank) if here.size > 1 else torch.device("cuda")
 
 
 def data_of(context: Context) -> Data:

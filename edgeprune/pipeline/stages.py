@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edgeprune import __version__
 from edgeprune.errors import RunError
 from edgeprune.files import sha256_file, sha256_json
+from edgeprune.launch import world
 from edgeprune.pipeline.events import recorded
 from edgeprune.pipeline.folder import RunFolder, is_run_folder
+from edgeprune.pipeline.sharing import agree_on_data, hand_out
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Stage:
             it runs, so that the stages of the device side work without torch.
         also_reads: ``module:function`` that gives whatever else decides the result (hashes of data, files).
         wanted: ``module:function`` that says whether the run has this stage at all; empty: it has.
+        together: Of several processes all work on it; the other stages are rank 0's, and the rest wait.
 
     In the name of a file ``{variant}`` stands for ``.fp16`` or ``.int8`` if the target asks for that.
     """
@@ -41,6 +46,7 @@ class Stage:
     work: str
     also_reads: str
     wanted: str = ""
+    together: bool = False
 
 
 HOST = "edgeprune.pipeline.host"
@@ -59,11 +65,12 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "train", "train", (), ("dense.safetensors",),
         ("model", "num_classes", "cutout", *DATA), f"{HOST}:train_dense", f"{HOST}:identity_of_dense",
+        together=True,
     ),
     Stage(
         "score", "prune", ("dense.safetensors",), ("scores.npz", "sparse.safetensors"),
         ("scheme", "scheme_options", "channel_select", "inexact", "cutout", *DATA),
-        f"{HOST}:score", f"{HOST}:identity_of_scoring",
+        f"{HOST}:score", f"{HOST}:identity_of_scoring", together=True,
     ),
     Stage(
         "plan", "prune", ("scores.npz", "sparse.safetensors"), ("plan.json",),
@@ -79,8 +86,10 @@ STAGES: tuple[Stage, ...] = (
         ("refit", "refit_images", *DATA), f"{HOST}:refit_weights", f"{HOST}:identity_of_data",
     ),
     Stage(
-        "finetune", "finetune", ("refitted.safetensors", "dense.safetensors"), ("slim.safetensors",),
+        "finetune", "finetune", ("refitted.safetensors", "dense.safetensors", "plan.json"),
+        ("slim.safetensors",),
         (*DATA, "cutout", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
+        together=True,
     ),
     Stage(
         "export", "export", ("dense.safetensors", "slim.safetensors", "plan.json"),
@@ -130,36 +139,49 @@ def run_stages(context: Any, commands: Iterable[str]) -> None:
     """
     wanted = set(commands)
     run: RunFolder = context.run
-    with run.locked():
-        if not is_run_folder(run.path):
-            run.save()
-        with recorded(context, trains=bool(wanted & TRAINING)):
-            _run_wanted(context, wanted)
+    here = world()
+    with contextlib.ExitStack() as stack:
+        if here.first:
+            stack.enter_context(run.locked())
+            if not is_run_folder(run.path):
+                run.save()
+            stack.enter_context(recorded(context, trains=bool(wanted & TRAINING)))
+        here.from_first(partial(_prepare, context, wanted))
+        for stage in STAGES:
+            inputs = here.from_first(partial(_begin, context, stage, wanted))
+            if inputs is None:
+                continue
+            started = time.monotonic()
+            leftovers = f"{stage.name}*.checkpoint*"
+            if stage.together:
+                hand_out(run, files_of(context, stage.reads) if here.first else (), (leftovers,))
+                agree_on_data(context)
+                facts = function(stage.work)(context)
+            else:
+                facts = here.from_first(partial(function(stage.work), context))
+            if here.first:
+                run.record(stage.name, inputs, files_of(context, stage.writes), facts)
+            for leftover in run.path.glob(leftovers):
+                leftover.unlink()
+            context.listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
 
 
-def _run_wanted(context: Any, wanted: set[str]) -> None:
-    """The stages of these commands, in order."""
-    run: RunFolder = context.run
-    listener = context.listener
+def _prepare(context: Any, wanted: set[str]) -> None:
+    """Find out what is wrong before anything takes long."""
     if wanted - {"train", "finetune"}:
         _ = context.target  # a wrong target should not wait for the end of a training
     if "export" in wanted:
         function(f"{VARIANTS}:check")(context)
-    for stage in STAGES:
-        if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
-            continue
-        inputs = inputs_of(context, stage)
-        writes = files_of(context, stage.writes)
-        if run.is_current(stage.name, inputs, writes):
-            listener.stage(stage.name, "skipped")
-            continue
-        listener.stage(stage.name, "begin")
-        started = time.monotonic()
-        facts = function(stage.work)(context)
-        run.record(stage.name, inputs, writes, facts)
-        for leftover in run.path.glob(f"{stage.name}*.checkpoint"):
-            leftover.unlink()
-        listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
+
+
+def _begin(context: Any, stage: Stage, wanted: set[str]) -> str | None:
+    """Hash of what decides a stage's result; None: it has nothing to do."""
+    if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
+        return None
+    inputs = inputs_of(context, stage)
+    current = context.run.is_current(stage.name, inputs, files_of(context, stage.writes))
+    context.listener.stage(stage.name, "skipped" if current else "begin")
+    return None if current else inputs
 
 
 def inputs_of(context: Any, stage: Stage) -> str:

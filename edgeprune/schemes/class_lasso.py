@@ -15,8 +15,9 @@ from edgeprune.calibration import Calibration, calibration_of, readers_of, super
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
 from edgeprune.errors import SchemeError
-from edgeprune.gram import Quadratic, columns_of, quadratics
+from edgeprune.gram import Columns, Quadratic, columns_of, quadratics
 from edgeprune.lasso import Penalty, Problem, lambda_max, path
+from edgeprune.launch import shares, world
 from edgeprune.schemes.looking import LookingScheme
 from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable
@@ -67,10 +68,11 @@ class GramLasso(LookingScheme):
         calibration, about = self.calibrate(model, data)
         columns = columns_of(model, groups)
         grams = quadratics(
-            model, columns, calibration, kernel=self.kernel, centre=self.centre, scale=self.scale
+            model, own_columns(columns), calibration, kernel=self.kernel, centre=self.centre, scale=self.scale
         )
-        found = self.weighed(model, calibration, tuple(grams))
+        found = self.weighed(model, calibration, tuple(grams), tuple(layer.layer for layer in columns))
         entries = enter(found, self.pose, self.penalty, self.lambdas, self.path_ratio)
+        found, entries = together(found, entries)
         scores = scores_of(found, entries.entry)
         order = [name for name, _ in model.named_modules(remove_duplicate=False)]
         layers = {
@@ -93,12 +95,22 @@ class GramLasso(LookingScheme):
         return Scores({name: scores[name] for name in wanted}, facts=facts)
 
     def weighed(
-        self, model: nn.Module, calibration: Calibration, found: tuple[Quadratic, ...]
+        self,
+        model: nn.Module,
+        calibration: Calibration,
+        found: tuple[Quadratic, ...],
+        names: tuple[str, ...],
     ) -> tuple[Quadratic, ...]:
-        """The losses by the layers' weights, so that one lambda costs the network the same in all of them."""
+        """The losses by the layers' weights, so that one lambda costs the network the same in all of them.
+
+        Args:
+            model: Network.
+            calibration: The images.
+            found: Some of its layers.
+            names: All layers that are compared.
+        """
         if self.weigh == "none":
             return found
-        names = tuple(layer.columns.layer for layer in found)
         weights = stakes(model, calibration.images, names, seed=self.seed)
         most = max(weights.values(), default=0.0)
         if most <= 0:
@@ -230,6 +242,7 @@ def enter(
         for layers in widths.values()
     ]
     top = max((float(lambda_max(problem, penalty(layers)).max()) for layers, problem in problems), default=0)
+    top = max(world().gather(top))
     if top <= 0:
         raise SchemeError(
             "could not score the channels",
@@ -244,8 +257,8 @@ def enter(
         for number, layer in enumerate(layers):
             entry[layer.columns.layer] = result.entry[number].cpu()
             gap[layer.columns.layer] = float(result.gap[number].max())
-    worst = max(gap, key=gap.__getitem__)
-    if not gap[worst] <= MISSED:
+    worst = max(gap, key=gap.__getitem__, default="")
+    if gap and not gap[worst] <= MISSED:
         raise SchemeError(
             "could not score the channels",
             where=f"the duality gap of {worst}",
@@ -254,6 +267,40 @@ def enter(
             hint="Take a larger path_ratio, or another scale.",
         )
     return Entries(entry, gap, grid)
+
+
+def own_columns(columns: Sequence[Columns]) -> tuple[Columns, ...]:
+    """The layers that this rank compares; layers of one width, which are solved together, stay together.
+
+    So every layer meets the same numbers in the same order as on one process, and has the same bits.
+    """
+    widths = sorted({len(layer.units) for layer in columns})
+    # Grams grow with the square of the width, Newton steps with its cube.
+    costs = [float(width) ** 3 * sum(len(layer.units) == width for layer in columns) for width in widths]
+    here = world()
+    mine = {widths[number] for number in shares(costs, here.size)[here.rank]}
+    return tuple(layer for layer in columns if len(layer.units) in mine)
+
+
+def together(found: Sequence[Quadratic], entries: Entries) -> tuple[tuple[Quadratic, ...], Entries]:
+    """The layers and entries of all ranks; without the Grams where there are several."""
+    here = world()
+    if here.size == 1:
+        return tuple(found), entries
+    empty = torch.empty(0)
+    light = [
+        replace(
+            layer, gram=empty, target=empty, energy=empty, relatedness=layer.relatedness.cpu(),
+            zero=layer.zero.cpu(), constant=layer.constant.cpu(),
+        )
+        for layer in found
+    ]  # fmt: skip
+    parts = here.gather((light, entries))
+    return tuple(layer for layers, _ in parts for layer in layers), Entries(
+        {name: value for _, part in parts for name, value in part.entry.items()},
+        {name: value for _, part in parts for name, value in part.gap.items()},
+        entries.lambdas,
+    )
 
 
 def scores_of(found: Sequence[Quadratic], entry: Mapping[str, Tensor]) -> dict[str, Tensor]:

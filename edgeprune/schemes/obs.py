@@ -13,6 +13,7 @@ from edgeprune.calibration import Calibration, Reader, calibration_of, observe, 
 from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data
 from edgeprune.flow import product_of_module
+from edgeprune.launch import world
 from edgeprune.moments import Moments, Product, sampled_places
 from edgeprune.schemes.looking import LookingScheme
 from edgeprune.schemes.options import option
@@ -79,16 +80,20 @@ class OBS(LookingScheme):
         moments = self._moments(model, layers, calibration)
         weights = sensitivities(model, calibration.images, tuple(layers), seed=self.seed)
         costs = unit_costs(model, groups, data.example, self.per)
-        scores = {}
-        for group in movable(groups):
+
+        def score_of(group: ChannelGroup) -> Tensor | None:
             parts = [
                 Removal(reader, product_of_module(layers[reader.layer]), moments[reader.layer],
                         weights[reader.layer], self.ridge)
                 for reader in readers[group.name]
                 if reader.layer in moments
             ]  # fmt: skip
-            if parts:
-                scores[group.name] = greedy(group.size, parts) / costs[group.name]
+            return greedy(group.size, parts) / costs[group.name] if parts else None
+
+        # Of several ranks each takes some of the groups.
+        wanted = movable(groups)
+        found = world().spread(wanted, [float(group.size) ** 3 for group in wanted], score_of)
+        scores = {group.name: score for group, score in zip(wanted, found, strict=True) if score is not None}
         facts = {
             "options": asdict(self),
             "images": len(calibration),

@@ -10,18 +10,22 @@ from torch import Tensor, nn
 
 from edgeprune.data import Loader
 from edgeprune.errors import DataError
+from edgeprune.launch import world
+from edgeprune.training.ranks import own_part
 
 
 def evaluate(model: nn.Module, loader: Loader) -> float:
-    """Top-1 accuracy in 0..1, in eval mode; the network's mode is restored.
+    """Top-1 accuracy in 0..1, in eval mode; the network's mode is restored. Ranks share the images.
 
     Raises:
         DataError: The split is empty.
     """
-    predicted, labels = _predictions(model, loader)
-    if len(labels) == 0:
+    predicted, labels = _predictions(model, own_part(loader))
+    counts = world().gather((int((predicted == labels).sum()), len(labels)))
+    right, images = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    if images == 0:
         raise DataError("could not evaluate", where="the split", value="empty", expected="images")
-    return int((predicted == labels).sum()) / len(labels)
+    return right / images
 
 
 def predict(model: nn.Module, loader: Loader) -> Tensor:
@@ -36,6 +40,8 @@ def _predictions(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
     truth: list[Tensor] = []
     with mode(model, False), torch.inference_mode():
         for inputs, labels in loader:
+            if not len(labels):
+                continue  # of a batch with fewer images than ranks
             # Left where they are until the end: fetching them here would stall a GPU at each batch.
             predicted.append(model(inputs.to(device, non_blocking=True)).argmax(1))
             truth.append(labels)

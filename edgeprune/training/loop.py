@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from edgeprune.data import Data
 from edgeprune.errors import Interrupted, TrainingError, UsageError
 from edgeprune.files import sha256_json
+from edgeprune.launch import ALONE, being, world
 from edgeprune.training.averaging import WeightMean, wearing
 from edgeprune.training.checkpoint import Run, Selection, Stateful, Tally, digest
 from edgeprune.training.checkpoint_files import Checkpoints
@@ -33,8 +35,10 @@ from edgeprune.training.losses import loss_of, mix
 from edgeprune.training.network import compiler_explained, is_gpu, laid_out, network_of, optimizer_of
 from edgeprune.training.progress import INTERVAL_S, Epoch, History, Progress, Reporter
 from edgeprune.training.randomness import kept_random_states, seed_step
+from edgeprune.training.ranks import Gradients, own_part, share_state
 from edgeprune.training.recipe import PROBLEM, Changes, Recipe, as_recipe
 from edgeprune.training.schedule import learning_rate
+from edgeprune.training.sync_norms import synchronised
 
 GPU_INTERVAL_S = 1.0
 """On a GPU the host looks at the loss so often; each look waits for the steps that are under way."""
@@ -124,6 +128,7 @@ def train(
     if chosen.epochs == 0:
         return History(None, (), 0, None)
     check_fit(model, data)
+    share_state(model)
     files = Checkpoints(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     hooks = Hooks(after_step, penalty, sparsity, macs_ratio, extra_state)
     training = Training(model, data, chosen, teacher, seed, select, hooks, files)
@@ -163,6 +168,7 @@ class Training:
         if self.on_gpu and hasattr(data, "on"):
             data = data.on(self.device)  # images that fit lie there, and are augmented there
         self.data, self.steps, self.lr = data, len(data.train), recipe.lr
+        self.part, self.gradients, self.asked_to_stop = own_part(data.train), Gradients(model), False
         self.optimizer = optimizer_of(model, recipe, self.device)
         self.mean = WeightMean(model, recipe.ema) if recipe.ema else None
         self.run_ = Run(model, self.optimizer, hooks.extra_state, self.mean, select, settings, self.device)
@@ -195,11 +201,11 @@ class Training:
         """One pass, or the rest of it; then validation."""
         run, hooks = self.run_, self.hooks
         tally = run.tally
-        self.data.train.set_epoch(epoch)
+        self.part.set_epoch(epoch)
         began = perf_counter() - tally.seconds
         if tally.step < self.steps:
-            with mode(self.model, True), mode(self.teacher, False), self._laid_out():
-                for inputs, labels in batches(self.data.train, tally.step, epoch, self._seeding(epoch)):
+            with mode(self.model, True), mode(self.teacher, False), self._laid_out(), self._synchronised():
+                for inputs, labels in batches(self.part, tally.step, epoch, self._seeding(epoch)):
                     self._step(epoch, inputs, labels)
                     tally.seconds = perf_counter() - began
                     self._between_steps(epoch)
@@ -224,8 +230,8 @@ class Training:
             run.note_accuracy(accuracy)
         self._save()
         self._tell(epoch, tally, ended=True)
-        if self.interruption.number is not None:
-            raise self._interrupted(self.interruption.number)
+        for number in filter(None, world().gather(self.interruption.number)):
+            raise self._interrupted(number)
 
     def _seeding(self, epoch: int) -> Callable[[int], None]:
         return lambda step: seed_step(self.device, self.seed, epoch, step)
@@ -233,14 +239,21 @@ class Training:
     def _laid_out(self) -> contextlib.AbstractContextManager[None]:
         return laid_out(self.recipe.precision, self.model, self.teacher)
 
+    def _synchronised(self) -> contextlib.AbstractContextManager[None]:
+        return synchronised(self.model, lambda: self.gradients.images > 0)
+
+    def _stopping(self) -> bool:
+        """Whether a signal came; of several ranks, whether all know that it came to one of them."""
+        return self.asked_to_stop if world().size > 1 else self.interruption.number is not None
+
     def _between_steps(self, epoch: int) -> None:
         """After a step: whoever waits for a signal, a checkpoint or a report gets it."""
         tally, files = self.run_.tally, self.files
-        if self.interruption.number is not None:
+        if self._stopping():
             self._check(epoch)
             self._check_weights(f"a weight after epoch {epoch + 1}, step {tally.step}")
             self._save()
-            raise self._interrupted(self.interruption.number)
+            raise self._interrupted(self.interruption.number or signal.SIGTERM)
         if tally.step >= self.steps:
             return  # the epoch's own checkpoint and report follow its validation
         if self.reporter.due():
@@ -266,12 +279,12 @@ class Training:
             group["lr"] = self.lr
         optimizer.zero_grad()
         with memory_explained(self.data.train, len(labels)), compiler_explained(recipe.compile):
-            loss = self._loss(inputs, labels)
-            if not self.on_gpu and not math.isfinite(value := float(loss.detach())):
+            loss = self._loss(*self.gradients.take(inputs, labels))
+            done = self.gradients.backward(loss, stop=self.interruption.number is not None)
+            if not self.on_gpu and not math.isfinite(value := float(done.loss)):
                 raise self._diverged(epoch, tally.step, "the loss", value)
-            torch.autograd.backward(loss)
             norm = self._clip()
-            tally.watch.add_(loss.detach()).add_(norm)
+            tally.watch.add_(done.loss).add_(norm)
             if not self.on_gpu:
                 if not math.isfinite(size := float(norm)):
                     raise self._diverged(epoch, tally.step, "the gradient's norm", size)
@@ -286,8 +299,9 @@ class Training:
             self.hooks.after_step(self.lr)
         if self.mean is not None:
             self.mean.update(epoch * self.steps + tally.step)
-        tally.loss_sum.add_(loss.detach().double() * len(labels))
-        tally.images += len(labels)
+        self.asked_to_stop = done.stop
+        tally.loss_sum.add_(done.loss.double() * done.images)
+        tally.images += done.images
         tally.step += 1
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -355,19 +369,19 @@ class Training:
         """Find the layer by repeating the step, and tell."""
 
         def again() -> Tensor:
-            self.data.train.set_epoch(epoch)
-            inputs, labels = next(iter(batches(self.data.train, step, epoch, self._seeding(epoch))))
-            return self._loss(inputs, labels)
+            self.part.set_epoch(epoch)
+            inputs, labels = next(iter(batches(self.part, step, epoch, self._seeding(epoch))))
+            return self._loss(*self.gradients.take(inputs, labels))
 
         network, self.network = self.network, self.model  # hooks see nothing of a compiled network
-        with mode(self.model, True), mode(self.teacher, False):
+        with being(ALONE), mode(self.model, True), mode(self.teacher, False):
             layer = first_fault(self.model, again)
         self.network = network
         where = f"{what} at epoch {epoch + 1}, step {step + 1}"
         return diverged(where, value, self.lr, layer=layer, checkpoint=self.run_.saved_at)
 
     def _save(self) -> None:
-        if self.files is not None:
+        if self.files is not None and world().first:
             self.run_.save(self.files)
             self.saved = perf_counter()
 

@@ -377,6 +377,7 @@ def test_a_network_whose_output_hangs_on_nothing_can_not_be_weighed(net, data):
             model,
             calibration_of(data, 2),
             (Fake("3"), Fake("6")),  # type: ignore[arg-type]
+            ("3", "6"),
         )
 
 
