@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from edgeprune.data import Loader
+from edgeprune.data import Loader, UserLoader
 from edgeprune.errors import DataError
 from edgeprune.launch import world
 from edgeprune.training.ranks import own_part
@@ -33,7 +33,7 @@ def predict(model: nn.Module, loader: Loader) -> Tensor:
     return _predictions(model, loader)[0]
 
 
-def _predictions(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
+def _predictions(model: nn.Module, loader: UserLoader) -> tuple[Tensor, Tensor]:
     """Predicted classes and labels, each (images,) int64 on the CPU."""
     device = device_of(model)
     predicted: list[Tensor] = []

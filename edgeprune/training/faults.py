@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.data import Data, Loader
+from edgeprune.data import Data, Loader, UserLoader
 from edgeprune.errors import EdgepruneError, TrainingError
 from edgeprune.training.evaluation import device_of, mode
 
@@ -125,7 +125,7 @@ def memory_explained(loader: Loader, images: int) -> Iterator[None]:
         ) from reason
 
 
-def batches(loader: Loader, first: int, epoch: int, seed: Callable[[int], None]) -> Iterator[Batch]:
+def batches(loader: UserLoader, first: int, epoch: int, seed: Callable[[int], None]) -> Iterator[Batch]:
     """A pass over the split from one of its steps on.
 
     A loader with ``skip_to(step)`` begins its next pass there; another one is gone through from the start.

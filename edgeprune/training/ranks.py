@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from edgeprune.data import Loader
+from edgeprune.data import Loader, UserLoader
 from edgeprune.errors import RankError
 from edgeprune.launch import ALONE, World, being, launched_rank, world
 
@@ -178,20 +178,21 @@ def gone(here: World) -> RankError:
 # --- a training step ---------------------------------------------------------------------------------------
 
 
-def own_part(loader: Loader) -> Loader:
+def own_part(loader: UserLoader) -> UserLoader:
     """This rank's part of each of a loader's batches."""
     here = world()
     if here.size == 1:
         return loader
-    shard = getattr(loader, "shard", None)
-    return shard(here.rank, here.size) if shard is not None else Sliced(loader, here.rank, here.size)
+    if isinstance(loader, Loader):
+        return loader.shard(here.rank, here.size)
+    return Sliced(loader, here.rank, here.size)
 
 
 @dataclass(frozen=True)
 class Sliced:
     """A loader of whole batches that keeps the ``rank``-th of ``ranks`` contiguous parts of each."""
 
-    loader: Loader
+    loader: UserLoader
     rank: int
     ranks: int
 
