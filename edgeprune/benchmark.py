@@ -59,7 +59,7 @@ def bench(
     Where each node runs is proven first, instructions are counted if that is asked for, and memory is taken
     in processes of its own. Then both networks are timed in turns inside fresh processes. That ends as soon
     as the interval of the ratio (of the median latency without a dense network) reaches no further than 3 %
-    to either side after at least 10 processes, since nothing narrower is ever claimed; or when the next
+    to either side after at least 20 processes, since nothing narrower is ever claimed; or when the next
     process would not end within ``budget_seconds``, or after ``processes``.
 
     Args:

@@ -181,7 +181,7 @@ def test_a_wide_interval_is_narrowed_with_more_processes(
 def test_a_quiet_device_is_measured_once(case: Any, device: type[Device]) -> None:
     plan = make_plan(*case, max_latency_ratio=0.6, target=TARGET)
     trials = [trial["full"] for trial in plan.facts["latency"]["trials"]]
-    assert device.jobs.count("latency") == 4 * trials.count(False) + 10 * trials.count(True)
+    assert device.jobs.count("latency") == 4 * trials.count(False) + 20 * trials.count(True)
 
 
 def test_a_simulator_is_no_device_for_a_latency_budget(

@@ -129,7 +129,7 @@ def test_neighbours_that_are_alike_widen_the_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "processes", "narrow"), [(None, 10, True), (None, 9, False), (20, 10, False), (20, 50, False)]
+    ("more", "processes", "narrow"), [(None, 20, True), (None, 19, False), (30, 20, False), (30, 50, False)]
 )
 def test_narrow_is_what_is_never_claimed_narrower(more: int | None, processes: int, narrow: bool) -> None:
     assert is_narrow(Estimate(1.0, 0.97, 1.03, more_runs=more), processes) == narrow

@@ -43,7 +43,7 @@ def bench(
     """Measure latency, memory and placement of MODEL.
 
     MODEL is an ONNX file, measured beside --baseline in the same processes, or a run folder. It ends as soon
-    as no narrower interval would be claimed (3 % to either side, after at least 10 processes).
+    as no narrower interval would be claimed (3 % to either side, after at least 20 processes).
     """
     if widths:
         given = [model, baseline, save, sweep_batch, sweep_threads, out, *inputs, *dims]
