@@ -211,7 +211,26 @@ def doubled(data: Data) -> Data:
     return replace(data, train=Doubled(data.train), val=Doubled(data.val), example=data.example.double())
 
 
-def loss_curve() -> list[float]:
+def small() -> nn.Module:
+    """Two convolutions with batch norms, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for width, wider in ((3, 16), (16, 32)):
+            layers += [nn.Conv2d(width, wider, 3, stride=2, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+def nudged(network: nn.Module) -> nn.Module:
+    """With weights that differ by about the last bit of a float32."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1 + 6e-8 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def loss_curve(network: nn.Module, data: Data) -> list[float]:
     """Losses of the first 20 steps."""
     losses: list[float] = []
 
@@ -222,7 +241,7 @@ def loss_curve() -> list[float]:
             return done
 
     with mock.patch("edgeprune.training.loop.Gradients", Listening):
-        train(resnet().double(), doubled(digits()), epochs=1, lr=0.01, select="last")
+        train(network, data, epochs=1, lr=0.01, select="last")
     return losses
 
 
@@ -237,7 +256,8 @@ def curve() -> dict[str, Any]:
     trained = ProximalNS(epochs=1, lr=0.01, l1=2.0, beta=5.0).fit(sparse, groups, doubled(data))
     sparse.float()
     return {
-        "losses": loss_curve(),
+        "losses": loss_curve(resnet().double(), doubled(data)),
+        "small": loss_curve(small(), data),
         "scores": dict(looked),
         "zeros": sum(int((score == 0).sum()) for score in trained.values()),
         "scored": sum(score.numel() for score in trained.values()),
@@ -251,13 +271,19 @@ def curve() -> dict[str, Any]:
 def unsynchronised() -> dict[str, Any]:
     """The losses without synchronised norms."""
     with mock.patch("edgeprune.training.loop.synchronised", lambda *_: contextlib.nullcontext()):  # noqa: PT008
-        return {"losses": loss_curve()}
+        return {"losses": loss_curve(resnet().double(), doubled(digits()))}
+
+
+def chaos() -> dict[str, Any]:
+    """ResNet-20 in float32 as it is, and with weights that differ in their last bit."""
+    return {"as it is": loss_curve(resnet(), digits()), "nudged": loss_curve(nudged(resnet()), digits())}
 
 
 JOBS: dict[str, Callable[[], dict[str, Any]]] = {
     "quick": quick,
     "curve": curve,
     "unsynchronised": unsynchronised,
+    "chaos": chaos,
 }
 
 
