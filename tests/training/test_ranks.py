@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.data import load_data
 from edgeprune.errors import DataError, RankError
 from edgeprune.launch import ALONE, VARIABLES, World, being, launched_rank, shares, world
 from edgeprune.training.ranks import Gradients, Sliced, joined, own_part
@@ -164,13 +165,12 @@ def test_a_loader_without_shard_is_sliced() -> None:
 
 
 def test_a_loader_with_shard_is_asked() -> None:
-    class Sharding:
-        def shard(self, rank: int, ranks: int) -> tuple[int, int]:
-            return rank, ranks
-
-    assert own_part(Sharding()).__class__ is Sharding  # type: ignore[arg-type]
+    whole = load_data("digits", batch_size=10).val
+    assert own_part(whole) is whole
     with being(World(1, 2)):
-        assert own_part(Sharding()) == (1, 2)  # type: ignore[arg-type, comparison-overlap]
+        part = own_part(whole)
+        assert type(part) is type(whole)
+        assert torch.equal(next(iter(part))[0], next(iter(whole))[0][5:])
 
 
 def test_alone_nothing_is_swapped_or_scaled() -> None:
