@@ -243,7 +243,7 @@ from test_onnx_export import Path, whole_export
 print(whole_export(Path(sys.argv[2]))[2].sha256)
 """
     command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path / "other name.onnx")]
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "3"}
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "2"}
     child = subprocess.run(
         command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
     )

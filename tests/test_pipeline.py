@@ -65,9 +65,8 @@ def kill_at(moments: tuple[str, ...], workplace: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "moments", [ONE_OF_EACH, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [ONE_OF_EACH, MANY], ids=["few", "many"])
 def test_a_run_that_is_killed_at_every_stage_ends_with_the_same_files(
     workplace: Path, moments: tuple[str, ...]
 ) -> None:

@@ -39,8 +39,9 @@ _GUARD = (
     'while timeout {silence} sh -c "read -r sign"; do :; done; '
     'for p in "$d"/pids/*; do n=${{p##*/}}; '
     'kill -9 "-$n" 2>/dev/null || kill -9 "$n" 2>/dev/null; done; '
-    'for p in $(grep -lsF "TMPDIR=$d" /proc/[0-9]*/environ); do p=${{p#/proc/}}; '
-    'kill -9 "${{p%/environ}}" 2>/dev/null; done; '
+    # Twice: a process that is just being started still has the environment of the one that starts it.
+    'for i in 1 2; do for p in $(grep -lsF "TMPDIR=$d" /proc/[0-9]*/environ); do p=${{p#/proc/}}; '
+    'kill -9 "${{p%/environ}}" 2>/dev/null; done; [ $i = 2 ] || sleep 0.1; done; '
     'rm -rf "$d" 2>/dev/null || {{ sleep 1; rm -rf "$d"; }}; '
     '[ -e "$d" ] || echo ' + GONE
 )
