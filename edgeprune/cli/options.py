@@ -93,6 +93,11 @@ RECIPE = [
     ),
     _option("--compile/--no-compile", text="Train through torch.compile.", default=THE_RECIPES),
     _option(
+        "--sync-norms/--no-sync-norms",
+        text="Several processes: batch norms see the images of all.",
+        default="sync-norms",
+    ),
+    _option(
         "--checkpoint-steps",
         type=COUNT,
         text="Write a checkpoint every so many steps too.",

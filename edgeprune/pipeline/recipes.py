@@ -10,7 +10,7 @@ from edgeprune.training.recipe import Part
 
 SINGLE = (
     "optimizer", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "mixup", "ema", "clip",
-    "patience", "precision", "compile",
+    "patience", "precision", "compile", "sync_norms",
 )  # fmt: skip
 """Settings that change every training of a run."""
 SCHEME_OPTIONS = ("epochs", "lr", "momentum", "weight_decay", "schedule")

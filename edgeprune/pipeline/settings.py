@@ -37,6 +37,7 @@ class Settings:
         patience: Epochs without a better validation accuracy until a training stops; 0: off.
         precision: Of the training steps.
         compile: Run them through torch.compile.
+        sync_norms: Of several processes: batch norms see the images of all.
         checkpoint_steps: Write a checkpoint after so many steps of an epoch; 0: once a minute. One is
             written after each epoch in any case.
         keep_checkpoints: How many are kept.
@@ -97,6 +98,7 @@ class Settings:
     patience: int | None = None
     precision: str | None = None
     compile: bool | None = None
+    sync_norms: bool | None = None
     checkpoint_steps: int = 0
     keep_checkpoints: int = 2
     tensorboard: bool = False

@@ -38,7 +38,7 @@ from edgeprune.training.randomness import kept_random_states, seed_step
 from edgeprune.training.ranks import Gradients, own_part, share_state
 from edgeprune.training.recipe import PROBLEM, Changes, Recipe, as_recipe
 from edgeprune.training.schedule import learning_rate
-from edgeprune.training.sync_norms import synchronised
+from edgeprune.training.sync_norms import separate, synchronised
 
 GPU_INTERVAL_S = 1.0
 """On a GPU the host looks at the loss so often; each look waits for the steps that are under way."""
@@ -240,7 +240,8 @@ class Training:
         return laid_out(self.recipe.precision, self.model, self.teacher)
 
     def _synchronised(self) -> contextlib.AbstractContextManager[None]:
-        return synchronised(self.model, lambda: self.gradients.images > 0)
+        own = separate(self.model)
+        return synchronised(self.model, lambda: self.gradients.images > 0) if self.recipe.sync_norms else own
 
     def _stopping(self) -> bool:
         """Whether a signal came; of several ranks, whether all know that it came to one of them."""

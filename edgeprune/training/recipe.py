@@ -55,6 +55,8 @@ class Recipe:
             statistics and every evaluation stay float32. Faster where the processor has bfloat16.
         compile: Run the training steps through torch.compile; weights and their names stay those of the
             network.
+        sync_norms: Of several processes: batch norms use the statistics of all their images; False: each
+            those of its own part, and at the end of an epoch the first one's running statistics count.
 
     Raises:
         UsageError: A value is out of range.
@@ -81,6 +83,7 @@ class Recipe:
     patience: int = 0
     precision: Precision = "fp32"
     compile: bool = False
+    sync_norms: bool = True
 
     def __post_init__(self) -> None:
         below_1 = "from 0 to below 1"
@@ -150,6 +153,7 @@ class Changes(TypedDict, total=False):
     patience: int
     precision: Precision
     compile: bool
+    sync_norms: bool
 
 
 @dataclass(frozen=True)

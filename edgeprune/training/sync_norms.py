@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune.launch import world
-from edgeprune.training.ranks import telling
+from edgeprune.training.ranks import share_state, telling
 
 
 @contextlib.contextmanager
@@ -43,6 +43,13 @@ def synchronised(model: nn.Module, counts: Callable[[], bool] = lambda: True) ->
     finally:
         for norm in norms:
             del norm.__dict__["forward"]
+
+
+@contextlib.contextmanager
+def separate(model: nn.Module) -> Iterator[None]:
+    """Batch norms see the images of their own rank alone; after the block all ranks have rank 0's state."""
+    yield
+    share_state(model)
 
 
 def _forward(

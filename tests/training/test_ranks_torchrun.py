@@ -98,9 +98,10 @@ def test_chaos(tmp_path: Path) -> None:
 
 def test_without_synchronised_norms_the_curve_is_another(tmp_path: Path) -> None:
     """The negative control of the test above."""
-    apart, _ = run_job("unsynchronised", 2, tmp_path / "two")
+    apart, other = run_job("unsynchronised", 2, tmp_path / "two")
     (single,) = run_job("unsynchronised", 1, tmp_path / "one")
     assert apart["losses"] != pytest.approx(single["losses"], abs=1e-2)
+    assert torch.equal(apart["mean"], other["mean"]), "every rank ends with those of the first"
 
 
 def test_the_whole_job_on_two_processes(tmp_path: Path) -> None:
