@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprune.data.base import PROBLEM, Data, Loader, Normalization, UserLoader, part_of
+from edgeprune.data.completing import completed
 from edgeprune.data.imagefolder import imagefolder_data
 from edgeprune.data.in_memory import cifar_data, digits_data, download_cifar
 from edgeprune.data.loaders import TensorLoader
 from edgeprune.data.user_sets import IN_FOLDERS, user_data
 from edgeprune.errors import DataError, UsageError
 
-__all__ = ["Data", "Loader", "Normalization", "TensorLoader", "UserLoader", "load_data", "part_of"]
+__all__ = [
+    "Data", "Loader", "Normalization", "TensorLoader", "UserLoader", "completed", "load_data", "part_of"
+]  # fmt: skip
 
 FORMS = "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or package.module:function"
 

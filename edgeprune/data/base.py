@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -86,8 +86,12 @@ class Loader(UserLoader, Protocol):
         """
         ...
 
-    def skip_to(self, step: int) -> None:
-        """Let the next pass, and no later one, begin with this batch (from 0); what follows is unchanged."""
+    def skip_to(self, step: int) -> int:
+        """Let the next pass, and no later one, begin with this batch (from 0); what follows is unchanged.
+
+        Returns:
+            The batch that it will begin with: 0 if it cannot leave any out. The caller drops those between.
+        """
         ...
 
     def on(self, device: torch.device | str) -> Self:
@@ -167,16 +171,15 @@ class Data:
         """The same data, its batches on a device; ``example`` stays on the CPU.
 
         Images in memory move there for good, each split's own, and are augmented there; others are decoded
-        on the CPU, and copied while the batch before is in use. A loader of the user's own class that has
-        no ``on`` stays as it is. The images are the same on every device.
+        on the CPU, and copied while the batch before is in use. The images are the same on every device.
 
         Example:
             >>> from edgeprune.data import load_data
             >>> next(iter(load_data("digits").on("cpu").val))[0].device
             device(type='cpu')
         """
-        loaders = {part: getattr(self, part) for part in ("train", "val", "test", "calib")}
-        return replace(
-            self,
-            **{part: loader.on(device) for part, loader in loaders.items() if hasattr(loader, "on")},
-        )
+        from edgeprune.data.completing import completed
+
+        parts = ("train", "val", "test", "calib")
+        moved: dict[str, Any] = {part: completed(getattr(self, part)).on(device) for part in parts}
+        return replace(self, **moved)

@@ -95,13 +95,17 @@ class SplitLoader(ABC):
         part.rank, part.ranks = rank, ranks
         return part
 
-    def skip_to(self, step: int) -> None:
+    def skip_to(self, step: int) -> int:
         """Let the next pass begin with this batch; no image before it is read.
+
+        Returns:
+            ``step``.
 
         Raises:
             UsageError: There is no such batch.
         """
         self.first = first_step(step, len(self))
+        return step
 
     def on(self, device: torch.device | str) -> Self:
         """The same batches on a device, normalised there, see ``Loader.on``."""

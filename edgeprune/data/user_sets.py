@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgeprune.data.base import PROBLEM, Data, Normalization, UserLoader, first_step, part_of
-from edgeprune.data.copying import copied
+from edgeprune.data.base import PROBLEM, Data, Normalization, UserLoader
+from edgeprune.data.completing import Completed
 from edgeprune.data.user_code import call_user_function
 from edgeprune.errors import DataError, EdgepruneError
 
@@ -79,11 +78,8 @@ def user_data(spec: str, *, batch_size: int, seed: int, normalization: Normaliza
     return replace(data, **checked)
 
 
-class CheckedLoader:
+class CheckedLoader(Completed):
     """Passes on the batches of a loader that the user wrote, after a look at each.
-
-    What the user's loader lacks of ``Loader`` is made up for: without ``shard`` its whole batches are cut,
-    without ``skip_to`` those before the first one are made and dropped, without ``on`` they are copied.
 
     Args:
         loader: The user's.
@@ -93,64 +89,11 @@ class CheckedLoader:
     """
 
     def __init__(self, loader: UserLoader, where: str, shape: tuple[int, ...], classes: int) -> None:
-        self.loader, self.where, self.shape, self.classes = loader, where, shape, classes
-        self.first, self.rank, self.ranks = 0, 0, 1
-        self.device: torch.device | None = None  # where batches are copied to; None: nowhere
+        super().__init__(loader)
+        self.where, self.shape, self.classes = where, shape, classes
 
-    @property
-    def samples(self) -> int:
-        """Number of images in one pass."""
-        return self.loader.samples
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Fix the order and the augmentation of the next pass."""
-        self.loader.set_epoch(epoch)
-
-    def shard(self, rank: int, ranks: int) -> Self:
-        """The part of one of several processes, see ``Loader.shard``.
-
-        Raises:
-            UsageError: There is no such rank.
-        """
-        part_of(0, rank, ranks)
-        part = copy.copy(self)
-        if hasattr(self.loader, "shard"):
-            part.loader = self.loader.shard(rank, ranks)
-        else:
-            part.rank, part.ranks = rank, ranks
-        return part
-
-    def skip_to(self, step: int) -> None:
-        """Let the next pass begin with this batch.
-
-        Raises:
-            UsageError: There is no such batch.
-        """
-        first_step(step, len(self))
-        if hasattr(self.loader, "skip_to"):
-            self.loader.skip_to(step)
-        else:
-            self.first = step
-
-    def on(self, device: torch.device | str) -> Self:
-        """The same batches on a device, see ``Loader.on``."""
-        moved, place = copy.copy(self), torch.device(device)
-        if hasattr(self.loader, "on"):
-            moved.loader = self.loader.on(place)
-        else:
-            moved.device = place if place.type != "cpu" else None
-        return moved
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        first, self.first = self.first, 0
-        batches = self._checked(first)
-        return batches if self.device is None else copied(batches, self.device)
-
-    def _checked(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batches, step = iter(self.loader), 0
+    def _whole(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = iter(self.loader)
         while True:
             try:
                 batch = next(batches)
@@ -164,12 +107,8 @@ class CheckedLoader:
                 raise self._refuse(
                     f"one that fails ({type(reason).__name__}: {reason})", "", hint
                 ) from reason
-            if step >= first:
-                self._check(batch)
-                images, labels = batch
-                part = part_of(len(labels), self.rank, self.ranks)
-                yield images[part], labels[part]
-            step += 1
+            self._check(batch)
+            yield batch
 
     def _refuse(self, value: str, expected: str, hint: str = "") -> DataError:
         return DataError("could not use a batch", where=self.where, value=value, expected=expected, hint=hint)

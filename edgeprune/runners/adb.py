@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgeprune.errors import ArtifactError, MeasurementError, TargetError
-from edgeprune.runners.android import Phone, last_line
+from edgeprune.runners.android import Phone
+from edgeprune.runners.board import last_line
 from edgeprune.runners.elf import read_program
 from edgeprune.runners.local import PROBLEMS, TIMEOUT_S, LocalRunner
 from edgeprune.runners.perf_test import (

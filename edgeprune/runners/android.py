@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from edgeprune.errors import MeasurementError
 from edgeprune.external_data import files_of
-from edgeprune.runners.board import Guard, as_job, in_shell, name_there, sha256_of
+from edgeprune.runners.board import Guard, as_job, in_shell, last_line, name_there, sha256_of
 
 PARENT = "/data/local/tmp"  # the one place from which adb's user may run a program
 CONNECT_S = 30.0
@@ -209,9 +209,3 @@ def run_adb(problem: str, words: list[str], timeout_s: float) -> subprocess.Comp
             value=f"still busy after {timeout_s:.0f} s",
             hint="The network may be too large for this device, or the connection hangs: see `adb devices`.",
         ) from None
-
-
-def last_line(text: str) -> str:
-    """The last line of a text, short."""
-    lines = text.strip().splitlines()
-    return lines[-1].strip()[:200] if lines else ""

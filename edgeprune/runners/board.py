@@ -47,6 +47,12 @@ _GUARD = (
 )
 
 
+def last_line(text: str) -> str:
+    """The last line of a text, short."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip()[:200] if lines else ""
+
+
 def in_shell(script: str) -> str:
     """A script as one command line for a login shell of any kind, in whose place it runs."""
     return f"exec sh -c {shlex.quote(script)}"

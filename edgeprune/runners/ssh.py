@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from edgeprune.errors import MeasurementError, TargetError
 from edgeprune.external_data import files_of
-from edgeprune.runners.board import Guard, as_job, in_shell, name_there, sha256_of
+from edgeprune.runners.board import Guard, as_job, in_shell, last_line, name_there, sha256_of
 from edgeprune.runners.local import (
     PROBLEMS,
     TIMEOUT_S,
@@ -241,7 +241,7 @@ class SshRunner:
             self._raise_lost(problem, stderr)
         if done.returncode:
             full = re.search(r"No space left|[Qq]uota exceeded", stderr)
-            last = _last_line(stderr) or f"exit status {done.returncode}"
+            last = last_line(stderr) or f"exit status {done.returncode}"
             raise MeasurementError(
                 problem,
                 where=f"the temporary folder on {self.host}",
@@ -252,7 +252,7 @@ class SshRunner:
     # --- faults ---------------------------------------------------------------------------------------------
 
     def _raise_unreachable(self, problem: str, status: int | None, stderr: str) -> NoReturn:
-        last = _last_line(stderr)
+        last = last_line(stderr)
         if status is not None and status != LOST:
             raise MeasurementError(
                 problem,
@@ -288,7 +288,7 @@ class SshRunner:
         raise MeasurementError(
             problem,
             where=f"the connection to {self.host}",
-            value=f"lost ({_last_line(stderr) or 'no more answers'})",
+            value=f"lost ({last_line(stderr) or 'no more answers'})",
             hint="What was copied goes by itself there. Measure again when the board is back.",
         )
 
@@ -296,7 +296,7 @@ class SshRunner:
         raise MeasurementError(
             problem,
             where="runtime.python",
-            value=f"'{self.python}' ({_last_line(stderr)})",
+            value=f"'{self.python}' ({last_line(stderr)})",
             expected=f"an interpreter on {self.host} that has numpy and onnxruntime",
             hint="Install Python 3.10 or later there, or name one by its path in the target.",
         )
@@ -341,8 +341,3 @@ def _python_word(python: str) -> str:
 
 def _in_json(text: str) -> str:
     return json.dumps(text)[1:-1]
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1].strip()[:200] if lines else ""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.data import Data, Loader, UserLoader
+from edgeprune.data import Data, Loader
 from edgeprune.errors import EdgepruneError, TrainingError
 from edgeprune.training.evaluation import device_of, mode
 
@@ -125,10 +125,11 @@ def memory_explained(loader: Loader, images: int) -> Iterator[None]:
         ) from reason
 
 
-def batches(loader: UserLoader, first: int, epoch: int, seed: Callable[[int], None]) -> Iterator[Batch]:
+def batches(loader: Loader, first: int, epoch: int, seed: Callable[[int], None]) -> Iterator[Batch]:
     """A pass over the split from one of its steps on.
 
-    A loader with ``skip_to(step)`` begins its next pass there; another one is gone through from the start.
+    A loader that cannot leave batches out makes them again, each with the random states of its step, and
+    they are dropped.
 
     Args:
         loader: Its epoch is set.
@@ -142,9 +143,7 @@ def batches(loader: UserLoader, first: int, epoch: int, seed: Callable[[int], No
     step = 0
     try:
         seed(0)
-        if first and hasattr(loader, "skip_to"):
-            loader.skip_to(first)
-            step = first
+        step = loader.skip_to(first) if first else 0
         iterator = iter(loader)
         while True:
             seed(step)

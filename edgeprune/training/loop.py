@@ -165,7 +165,7 @@ class Training:
                 "extra": digest(hooks.extra_state.state_dict()) if hooks.extra_state is not None else None,
             }
             settings = sha256_json(decisive)
-        if self.on_gpu and hasattr(data, "on"):
+        if self.on_gpu:
             data = data.on(self.device)  # images that fit lie there, and are augmented there
         self.data, self.steps, self.lr = data, len(data.train), recipe.lr
         self.part, self.gradients, self.asked_to_stop = own_part(data.train), Gradients(model), False

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from edgeprune.data import Loader, UserLoader
+from edgeprune.data import Loader, UserLoader, completed
 from edgeprune.errors import RankError
 from edgeprune.launch import ALONE, World, being, launched_rank, world
 
@@ -178,39 +178,10 @@ def gone(here: World) -> RankError:
 # --- a training step ---------------------------------------------------------------------------------------
 
 
-def own_part(loader: UserLoader) -> UserLoader:
+def own_part(loader: UserLoader) -> Loader:
     """This rank's part of each of a loader's batches."""
-    here = world()
-    if here.size == 1:
-        return loader
-    if isinstance(loader, Loader):
-        return loader.shard(here.rank, here.size)
-    return Sliced(loader, here.rank, here.size)
-
-
-@dataclass(frozen=True)
-class Sliced:
-    """A loader of whole batches that keeps the ``rank``-th of ``ranks`` contiguous parts of each."""
-
-    loader: UserLoader
-    rank: int
-    ranks: int
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, labels in self.loader:
-            yield inputs.tensor_split(self.ranks)[self.rank], labels.tensor_split(self.ranks)[self.rank]
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    @property
-    def samples(self) -> int:
-        """Of all ranks."""
-        return self.loader.samples
-
-    def set_epoch(self, epoch: int) -> None:
-        """Fix the order of the next pass."""
-        self.loader.set_epoch(epoch)
+    here, whole = world(), completed(loader)
+    return whole if here.size == 1 else whole.shard(here.rank, here.size)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 import edgeprune.data.loaders as loaders
-from edgeprune.data import Data, Loader, Normalization, TensorLoader, UserLoader, load_data, part_of
+from edgeprune.data import (
+    Data,
+    Loader,
+    Normalization,
+    TensorLoader,
+    UserLoader,
+    completed,
+    load_data,
+    part_of,
+)
+from edgeprune.data.completing import Completed
 from edgeprune.data.copying import copied
 from edgeprune.errors import DataError, UsageError
 
@@ -143,8 +154,10 @@ def test_a_pass_from_its_middle_is_the_tail_of_the_whole(make: Make, rank: int, 
     loader = make().shard(rank, ranks)
     whole = batches(loader)
     for step in (0, 1, len(loader) - 1, len(loader)):
-        loader.skip_to(step)
-        assert same(batches(loader), whole[step:])
+        begins = loader.skip_to(step)
+        can = not isinstance(loader, Completed) or hasattr(loader.loader, "skip_to")
+        assert begins == (step if can else 0)
+        assert same(batches(loader), whole[begins:])
         assert len(loader) == len(whole)
     assert same(batches(loader), whole)  # once only
 
@@ -174,8 +187,7 @@ def test_on_a_device_every_batch_is_there(make: Make) -> None:
     """The device ``meta`` computes shapes and places alone, and refuses to mix them with the CPU's."""
     loader = make()
     moved = loader.on("meta").shard(1, 2)
-    moved.skip_to(1)
-    theirs = batches(loader.shard(1, 2))[1:]
+    theirs = batches(loader.shard(1, 2))[moved.skip_to(1) :]
     if "user" not in type(loader).__module__:  # user's labels are looked at, and meta has none to look at
         ours = batches(moved)
         assert {tensor.device.type for batch in ours for tensor in batch} == {"meta"}
@@ -206,11 +218,34 @@ def test_a_split_too_large_for_the_device_is_copied_batch_by_batch(monkeypatch: 
     assert tensor_loader().on("meta").images.device.type == "meta"
 
 
-def test_a_loader_without_on_stays() -> None:
+def test_a_loader_that_has_the_least_is_completed() -> None:
     plain = Plain()
-    moved = replace(load_data("digits"), train=plain).on("meta")  # type: ignore[arg-type]
-    assert moved.train is plain
-    assert moved.val.images.device.type == "meta"  # type: ignore[attr-defined]
+    data = replace(load_data("digits"), train=plain)  # type: ignore[arg-type]
+    assert {labels.device.type for _, labels in data.on("meta").train} == {"meta"}
+    parts = [completed(plain).shard(rank, 3) for rank in range(3)]
+    for whole, *split in zip(plain, *parts, strict=True):
+        assert torch.equal(torch.cat([images for images, _ in split]), whole[0])
+        assert torch.equal(torch.cat([labels for _, labels in split]), whole[1])
+    parts[0].set_epoch(3)
+    assert (plain.epoch, len(parts[0]), parts[0].samples) == (3, 6, 43)
+    assert completed(parts[0]) is parts[0]
+
+
+def test_what_a_users_loader_has_is_asked() -> None:
+    class Able(Plain):
+        told: ClassVar[list[object]] = []
+
+        def skip_to(self, step: int) -> None:
+            self.told.append(step)
+
+        def shard(self, rank: int, ranks: int) -> Plain:
+            self.told.append((rank, ranks))
+            return self
+
+    able = Able()
+    assert completed(able).skip_to(2) == 2
+    assert same(batches(completed(able).shard(1, 2)), batches(able))
+    assert able.told == [2, (1, 2)]
 
 
 def test_copies_are_one_batch_ahead_and_a_fault_comes_through() -> None:
@@ -237,7 +272,7 @@ def test_a_gpu_sees_the_images_of_the_cpu(make: Make, monkeypatch: pytest.Monkey
         monkeypatch.setattr(loaders, "RESIDENT_BYTES", resident)
         loader = make()
         moved = loader.on("cuda")
-        moved.skip_to(1)
+        begins = moved.skip_to(1)
         ours = [(images.cpu(), labels.cpu()) for images, labels in batches(moved)]
-        assert same(ours, batches(loader)[1:])
+        assert same(ours, batches(loader)[begins:])
         assert next(iter(moved))[0].is_cuda

@@ -30,7 +30,7 @@ from edgeprune.schemes import ProximalNS, make_scheme
 from edgeprune.schemes.proximal_ns import batch_norm_weights
 from edgeprune.selection import make_plan
 from edgeprune.training import evaluate, ranks, train
-from edgeprune.training.ranks import Gradients, Ranks, Sliced, Sum, gone, joined, own_part, share_state
+from edgeprune.training.ranks import Gradients, Ranks, Sum, gone, joined, own_part, share_state
 from edgeprune.training.sync_norms import synchronised
 from tests.training.fakes import make_data, make_net
 
@@ -121,7 +121,6 @@ def talk() -> dict[str, Any]:
         "scores": dict(scores),
         "accuracy": evaluate(model, data.val),
         "parts": [len(labels) for _, labels in own_part(data.train)],
-        "sliced": isinstance(own_part(data.train), Sliced),
         "scheme_scores": {name: dict(scheme_scores(name, make_net(), data)) for name in ("sglp-ib", "obs")},
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from edgeprune.data import load_data
 from edgeprune.errors import DataError, RankError
 from edgeprune.launch import ALONE, VARIABLES, World, being, launched_rank, shares, world
-from edgeprune.training.ranks import Gradients, Sliced, joined, own_part
+from edgeprune.training.ranks import Gradients, joined, own_part
 from edgeprune.training.sync_norms import synchronised
 from tests.training import rank_jobs
 from tests.training.fakes import blobs, make_net
@@ -151,17 +151,6 @@ def test_shares_are_even_and_whole() -> None:
     found = shares([5.0, 1.0, 1.0, 1.0, 4.0], 2)
     assert found == [[0, 2], [1, 3, 4]]
     assert shares([], 2) == [[], []]
-
-
-def test_a_loader_without_shard_is_sliced() -> None:
-    loader = blobs(10, 0)
-    loader.batch_size = 4
-    parts = [Sliced(loader, rank, 3) for rank in range(3)]
-    for whole, *split in zip(loader, *parts, strict=True):
-        assert torch.equal(torch.cat([inputs for inputs, _ in split]), whole[0])
-        assert torch.equal(torch.cat([labels for _, labels in split]), whole[1])
-    parts[0].set_epoch(3)
-    assert (loader.epoch, len(parts[0]), parts[0].samples) == (3, 3, 10)
 
 
 def test_a_loader_with_shard_is_asked() -> None:

@@ -9,12 +9,14 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from edgeprune.data import load_data
 from edgeprune.errors import CheckpointWarning, Interrupted, TrainingError, UsageError
 from edgeprune.training import Checkpoints, train
 from edgeprune.training.checkpoint import digest
@@ -268,8 +270,37 @@ def test_a_loader_that_can_skip_is_asked_to(net, data, tmp_path):
     path, skipped = tmp_path / "x.checkpoint", []
     with pytest.raises(Interrupted):
         train(net(), data, epochs=2, checkpoint=path, after_step=Signal(signal.SIGTERM, 8))
-    data.train.skip_to = skipped.append  # only notes it: so the pass is two batches longer than it should be
+    # It claims to begin there and does not: so the pass is longer than it should be.
+    data.train.skip_to = lambda step: skipped.append(step) or step
     counted = []
     train(net(), data, epochs=2, checkpoint=path, after_step=counted.append)
     assert skipped == [3]
     assert len(counted) == 5
+
+
+def test_a_users_loader_that_draws_from_the_global_state(net, tmp_path, monkeypatch):
+    """As torchvision's transforms do: what comes before the step is made again, each with its own draws."""
+    kinds = torch.arange(40).remainder(3).split(8)
+
+    class Drawing:
+        samples = 40
+
+        def __iter__(self):
+            return ((torch.randn(len(labels), 3, 8, 8), labels) for labels in kinds)
+
+        def __len__(self):
+            return len(kinds)
+
+        def set_epoch(self, epoch: int) -> None:
+            del epoch
+
+    own = replace(load_data("digits"), example=torch.zeros(1, 3, 8, 8), classes=("a", "b", "c"), identity="1")
+    own = replace(own, **dict.fromkeys(("train", "val", "test", "calib"), Drawing()))
+    monkeypatch.setattr(sys.modules[__name__], "make", lambda: own, raising=False)
+    path, data = tmp_path / "x.checkpoint", load_data(f"{__name__}:make")
+    with pytest.raises(Interrupted):
+        train(net(), data, epochs=1, checkpoint=path, after_step=Signal(signal.SIGTERM, 3), select="last")
+    resumed, whole = net(), net()
+    train(resumed, data, epochs=1, checkpoint=path, after_step=nothing, select="last")
+    train(whole, data, epochs=1, after_step=nothing, select="last")
+    assert digest(resumed.state_dict()) == digest(whole.state_dict())
