@@ -11,6 +11,7 @@ from edgeprune.lasso.problem import Problem
 _CONJUGATE_STEPS = 100
 _CONJUGATE_TOLERANCE = 1e-8  # of the squared residual
 _TRIALS = 12
+_FEW = 7  # unknowns for each row: a dense factor of so many costs what conjugate gradients do
 
 
 def lipschitz(problem: Problem) -> Tensor:
@@ -36,21 +37,65 @@ def proximal_steps(problem: Problem, penalty: Penalty, lam: Tensor, start: Tenso
 
 
 def newton_step(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise on the face of ``start``, where the objective is smooth, by an inexact Newton step.
+    """Minimise on the face of ``start``, where the objective is smooth, by a Newton step.
 
     The system is ``P (G + lambda Q) P d = P (z - lambda slope)`` with P the projection onto the face and Q
-    the curvature of the penalty. It couples classes only by ties and by Q, so that the Cholesky factors of
-    its diagonal blocks, one per class, make conjugate gradients converge in a few rounds, however ill G is.
+    the curvature of the penalty. Its unknowns are the tied components: where they are few it is solved by
+    its Cholesky factor, else by conjugate gradients.
 
     Returns:
         The new coefficients, and where (L,) the step hit a kink, so that another may gain as much.
     """
     face = penalty.face(start)
-    scale = lam[:, None, None]
-    residual = face.project(problem.correlation(start) - scale * face.slope)
-    inverse = _inverse_by_class(problem, scale, face)
+    slope = problem.correlation(start) - lam[:, None, None] * face.slope
     step = torch.zeros_like(start)
-    direction, before = torch.zeros_like(start), torch.ones_like(scale)
+    unsolved = []
+    for layer, place in enumerate(face.places()):
+        few = place.max() < _FEW * place.shape[0]
+        if not (few and _solve_directly(problem, face, lam, slope, layer, place, step)):
+            unsolved.append(layer)
+    if unsolved:
+        left = torch.tensor(unsolved, device=start.device)
+        step[left] = _solve_iteratively(problem.at(left), face.at(left), lam[left], slope[left])
+    return _line_search(problem, penalty, lam, start, step)
+
+
+def _solve_directly(
+    problem: Problem, face: Face, lam: Tensor, slope: Tensor, layer: int, place: Tensor, step: Tensor
+) -> bool:
+    """Fill a layer's step; False if its system has no Cholesky factor."""
+    alive = place >= 0
+    count = int(place.max()) + 1
+    matrix, right = slope.new_zeros(count, count), slope.new_zeros(count)
+    for kind, (there, own) in enumerate(zip(alive.T, place.T, strict=True)):
+        rows, own = there.nonzero()[:, 0], own[there]  # of one class no two rows share a component
+        matrix[own[:, None], own] += problem.gram[layer, kind][rows[:, None], rows]
+        right[own] += slope[layer, rows, kind]
+    if face.curvature is not None:
+        both = alive[..., None] & alive[:, None]
+        pairs = (place[..., None].expand_as(both)[both], place[:, None].expand_as(both)[both])
+        matrix.index_put_(pairs, lam[layer] * face.curvature[layer][both], accumulate=True)
+    diagonal = matrix.diagonal()
+    diagonal += 1e-13 * diagonal.amax() if count else 0.0
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return False
+    solved = torch.cholesky_solve(right[:, None], factor)[:, 0]
+    step[layer][alive] = solved[place[alive]]
+    return True
+
+
+def _solve_iteratively(problem: Problem, face: Face, lam: Tensor, slope: Tensor) -> Tensor:
+    """Conjugate gradients for the step (L, p, C).
+
+    The system couples classes only by ties and by Q, so that the Cholesky factors of its diagonal blocks, one
+    per class, are a good preconditioner, however ill G is.
+    """
+    scale = lam[:, None, None]
+    residual = face.project(slope)
+    inverse = _inverse_by_class(problem, scale, face)
+    step = torch.zeros_like(slope)
+    direction, before = torch.zeros_like(slope), torch.ones_like(scale)
     first: Tensor | None = None
     for _ in range(_CONJUGATE_STEPS):
         solved = face.project((inverse @ residual.mT.unsqueeze(-1)).squeeze(-1).mT)
@@ -63,7 +108,7 @@ def newton_step(problem: Problem, penalty: Penalty, lam: Tensor, start: Tensor) 
         length = rho / (direction * image).sum((-1, -2), keepdim=True).clamp(min=1e-300)
         step = step + length * direction
         residual = residual - length * image
-    return _line_search(problem, penalty, lam, start, step)
+    return step
 
 
 def _inverse_by_class(problem: Problem, scale: Tensor, face: Face) -> Tensor:

@@ -42,6 +42,19 @@ class Face:
             points = (self.means @ points[..., None]).squeeze(-1)
         return torch.where(self.alive, points, 0.0)
 
+    def places(self) -> Tensor:
+        """Number of the tied component that each entry is in (L, p, C), from 0 in each layer; -1: it is zero."""
+        kinds = torch.arange(self.alive.shape[-1], device=self.alive.device)
+        first = kinds.expand_as(self.alive) if self.means is None else (self.means > 0).to(torch.uint8).argmax(-1)
+        begins = self.alive & (first == kinds)
+        number = begins.flatten(1).cumsum(-1).view_as(first) - 1
+        return torch.where(self.alive, number.gather(-1, first), -1)
+
+    def at(self, layers: Tensor) -> Face:
+        """The faces of some of the layers, by index."""
+        means, curvature = (None if part is None else part[layers] for part in (self.means, self.curvature))
+        return Face(self.alive[layers], self.slope[layers], means, curvature)
+
     def bend(self, points: Tensor) -> Tensor | float:
         """The Hessian times points (L, p, C)."""
         return 0.0 if self.curvature is None else (self.curvature @ points[..., None]).squeeze(-1)
