@@ -43,9 +43,11 @@ class Face:
         return torch.where(self.alive, points, 0.0)
 
     def places(self) -> Tensor:
-        """Number of the tied component that each entry is in (L, p, C), from 0 in each layer; -1: it is zero."""
+        """Number of the component that each entry is in (L, p, C), from 0 in each layer; -1: it is zero."""
         kinds = torch.arange(self.alive.shape[-1], device=self.alive.device)
-        first = kinds.expand_as(self.alive) if self.means is None else (self.means > 0).to(torch.uint8).argmax(-1)
+        first = (
+            kinds.expand_as(self.alive) if self.means is None else (self.means > 0).to(torch.uint8).argmax(-1)
+        )
         begins = self.alive & (first == kinds)
         number = begins.flatten(1).cumsum(-1).view_as(first) - 1
         return torch.where(self.alive, number.gather(-1, first), -1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso as TheirLasso
 
+import edgeprune.lasso.descent as descent
 from edgeprune.errors import UsageError
 from edgeprune.lasso import Lasso, Penalty, Problem, lambda_max, solve, tied
 from edgeprune.lasso.solver import _certify
@@ -65,6 +66,44 @@ def test_ill_conditioned_grams_are_solved_to_the_certificate(name: str) -> None:
         assert (found.gap <= 1e-6).all()
         exact = solve(problem, penalty, share * top, tolerance=1e-9)
         assert ((found.objective - exact.objective) <= (found.gap + 1e-12) * problem.at_zero).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_ways_to_a_newton_step_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, penalty = random_problem(3, 4, 8, seed=5), made(name, 3, 4)
+    lam = torch.tensor([0.5, 0.1, 0.02], dtype=torch.float64) * lambda_max(problem, penalty)
+    start = descent.proximal_steps(problem, penalty, lam, torch.zeros(3, 8, 4).double(), 30)
+    face = penalty.face(start)
+    assert face.alive.any()
+    assert not face.alive.all()
+    directly, _ = descent.newton_step(problem, penalty, lam, start)
+    calls = []
+    iteratively = descent._solve_iteratively
+    monkeypatch.setattr(descent, "_solve_iteratively", lambda *a: calls.append(a) or iteratively(*a))
+    descent.newton_step(problem, penalty, lam, start)
+    assert not calls
+    monkeypatch.setattr(descent, "_FEW", 0)
+    other, _ = descent.newton_step(problem, penalty, lam, start)
+    assert len(calls) == 1
+    assert not torch.equal(directly, start)
+    assert torch.allclose(directly, other, atol=1e-4 * float(start.abs().max()), rtol=0)
+
+
+def test_a_newton_system_without_a_factor_goes_by_conjugate_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, penalty = random_problem(2, 3, 6, seed=6), Lasso()
+    broken = Problem(problem.gram, problem.target, problem.energy)
+    broken.gram[1, 0, 0, 1] = broken.gram[1, 0, 1, 0] = -9.0  # no longer positive definite
+    start = torch.ones(2, 6, 3).double()
+    calls = []
+    iteratively = descent._solve_iteratively
+    monkeypatch.setattr(
+        descent, "_solve_iteratively", lambda *a: calls.append(len(a[0].gram)) or iteratively(*a)
+    )
+    new, _ = descent.newton_step(broken, penalty, torch.full((2,), 1e-3).double(), start)
+    assert calls == [1]
+    assert new.isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
