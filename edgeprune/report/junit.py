@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
-from edgeprune.metrics import METRICS
+from edgeprune.metrics import GATED
 from edgeprune.report.content import printable, verdict_row
 from edgeprune.verdict import Verdict
 
@@ -49,7 +49,7 @@ def junit_xml(
 def _test_case(node: ET.Element, suite: str, verdict: Verdict) -> None:
     case = ET.SubElement(node, "testcase", {"name": verdict.budget.key, "classname": printable(suite)})
     _, measured, limit, _, _ = verdict_row(verdict)
-    facts = printable(f"{METRICS[verdict.metric].text}: {measured}, limit {limit}")
+    facts = printable(f"{GATED[verdict.metric].text}: {measured}, limit {limit}")
     if verdict.state == "passed":
         ET.SubElement(case, "system-out").text = f"{facts}, {printable(verdict.text)}"
         return
