@@ -14,10 +14,10 @@ PACKAGE = Path(edgeprune.__file__).parent
 
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
-    "errors", "launch", "files", "units", "telemetry", "metrics", "target", "external_data", "artifact",
+    "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "target", "external_data", "artifact",
     "statistics", "precision",
     "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
-    "benchmark", "verdict", "sweep", "onnx_writer", "turns", "widths", "report",
+    "benchmark", "verdict", "record", "comparison", "release", "sweep", "onnx_writer", "turns", "widths", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
