@@ -10,8 +10,8 @@ sessions. Two sessions cannot tell s; ``SESSION_SPREAD`` holds what many session
 (scripts/bench_compare measures it).
 
 If both networks were measured beside the same dense file, their times over the dense network's are compared:
-what made the hour slow made the dense network slow too, and cancels. Otherwise, and if onnxruntime is another,
-so that the dense network's own time has moved, plain times are compared, whose s is several times as large.
+what made the hour slow made the dense network slow too, and cancels. Otherwise, and if onnxruntime is another
+(the dense network's own time has moved then), plain times are compared, whose s is several times as large.
 
 Times, memory and instructions of another processor or of another way to run are not compared at all.
 """
@@ -43,8 +43,8 @@ SESSION_SPREAD = {
 PLAIN_SPREAD = 0.05
 # "no change" rules out a change as large as this; an interval that reaches further cannot tell.
 NOTICEABLE = 0.10
-# Metric -> factor up to which a figure without an interval has not changed. Provenance alone moves the size of
-# a file by some bytes; parity errors are rounding.
+# Metric -> factor up to which a figure without an interval has not changed. Provenance alone moves the size
+# of a file by some bytes; parity errors are rounding.
 EXACT_NOISE = {"size": 1.005, "parity_error": 10.0}
 # Metric -> (bytes or instructions that a repeat may be off by, least factor that is a change).
 REPEAT_NOISE = {"peak_memory": (100_000, 1 + MINIMAL_CLAIM), "instructions": (0, 1.005)}
@@ -270,7 +270,7 @@ def _test_images(metric: str, record: Record) -> float:
     """Images that an accuracy is a share of; 0: nobody knows."""
     images = _data_of(record).get("images")
     count = images.get("test", 0) if isinstance(images, dict) else 0
-    classes = len(record.artifact.accuracy_by_class.get("test", ()))
+    classes = _data_of(record).get("classes")
     return float(count / classes if metric.startswith("worst_class") and classes else count)
 
 

@@ -29,6 +29,7 @@ DIGITS = 6
 
 _OF_ONE_MACHINE = ("python", "perf_test", "web")  # paths
 _BULKY = ("macs_by_node",)
+_MOST_CLASSES = 20  # above that a file to be committed holds the worst class alone
 _KEYS = {
     "target_name": str, "target_sha256": str, "runtime": dict, "artifact": dict, "environment": dict,
     "measurement_sha256": str, "processes": int, "values": dict, "over_dense": dict, "repeats": dict,
@@ -44,7 +45,8 @@ class Record:
         target_name: Name of the target.
         target_sha256: Of the target file, hex.
         runtime: The target's ``[runtime]``, less the paths of the machine that measured.
-        artifact: The file's facts, less the multiply-adds of each node.
+        artifact: The file's facts, less the multiply-adds of each node, and of the accuracy by class the test
+            split alone, without that if there are many classes.
         environment: Versions, processor, governor, load and what disturbed the timed runs.
         measurement_sha256: Of the whole measurement as canonical JSON, hex.
         processes: That were timed; 0: none.
@@ -137,12 +139,15 @@ def comparable_runtime(runtime: dict[str, Any]) -> dict[str, Any]:
 def _alone(one: Measurement) -> Record:
     values = {name: one.value(name) for name in RECORDED}
     provenance = {key: value for key, value in one.artifact.provenance.items() if key not in _BULKY}
+    test = one.artifact.accuracy_by_class.get("test", {})
+    by_class = {"test": test} if 0 < len(test) <= _MOST_CLASSES else {}
+    facts = {"path": Path(one.artifact.path.name), "provenance": provenance, "accuracy_by_class": by_class}
     repeats = {"peak_memory": one.memory["repeats"], "instructions": one.instructions["repeats"]}
     return Record(
         target_name=one.target_name,
         target_sha256=one.target_sha256,
         runtime=comparable_runtime(one.runtime),
-        artifact=replace(one.artifact, path=Path(one.artifact.path.name), provenance=provenance),
+        artifact=replace(one.artifact, **facts),
         environment={key: value for key, value in one.environment.items() if key != "providers"},
         measurement_sha256=sha256_json(one.to_json()),
         processes=len(one.latency_samples_s),

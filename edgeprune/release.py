@@ -1,7 +1,7 @@
 """The release file: what was released, on which figures, for teams to commit. Device side: no torch.
 
-It holds the current release for each target, a line for each fact; earlier ones are in the repository's history,
-and `git log -p release.json` shows them.
+It holds the current release for each target, a line for each fact. Earlier ones are in the repository's
+history: `git log -p release.json` shows them.
 """
 
 from __future__ import annotations
