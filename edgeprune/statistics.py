@@ -74,7 +74,7 @@ def ratio_estimate(pairs_by_process: Pairs) -> Estimate:
     ratios = [[slim / dense for slim, dense in pairs] for pairs in pairs_by_process]
     _check(ratios)
     value = float(np.median(np.concatenate(ratios)))
-    return _clustered(value, [float(np.median(process)) for process in ratios], floor=_FLOOR)
+    return clustered(value, [float(np.median(process)) for process in ratios], floor=_FLOOR)
 
 
 def percentile_estimate(samples_by_process: Sequence[Sequence[float]], q: float) -> Estimate | None:
@@ -95,7 +95,7 @@ def percentile_estimate(samples_by_process: Sequence[Sequence[float]], q: float)
     if sum(len(samples) for samples in samples_by_process) < min_samples(q):
         return None
     value = float(np.percentile(np.concatenate(samples_by_process), q))
-    return _clustered(value, [float(np.percentile(samples, q)) for samples in samples_by_process])
+    return clustered(value, [float(np.percentile(samples, q)) for samples in samples_by_process])
 
 
 def percentile_ratio_estimate(
@@ -124,7 +124,7 @@ def percentile_ratio_estimate(
             return None
     slim, dense = (float(np.percentile(np.concatenate(side), q)) for side in sides)
     both = zip(*([float(np.percentile(one, q)) for one in side] for side in sides), strict=True)
-    return _clustered(slim / dense, [ours / theirs for ours, theirs in both], floor=_FLOOR)
+    return clustered(slim / dense, [ours / theirs for ours, theirs in both], floor=_FLOOR)
 
 
 def median_estimate(figures: Sequence[float]) -> Estimate:
@@ -134,7 +134,7 @@ def median_estimate(figures: Sequence[float]) -> Estimate:
         ValueError: Fewer than two processes.
     """
     _check([[figure] for figure in figures])
-    return _clustered(float(np.median(figures)), figures)
+    return clustered(float(np.median(figures)), figures)
 
 
 def is_narrow(estimate: Estimate, processes: int) -> bool:
@@ -172,8 +172,14 @@ def _check(by_process: Sequence[Sequence[float]]) -> None:
         raise ValueError("an interval over processes needs at least two processes with samples")
 
 
-def _clustered(value: float, figures: Sequence[float], floor: float = 0.0) -> Estimate:
-    """Put the module's interval around ``value``, in logs at least ``floor`` to either side."""
+def clustered(value: float, figures: Sequence[float], floor: float = 0.0) -> Estimate:
+    """Put the module's interval around a value.
+
+    Args:
+        value: Above 0.
+        figures: One of each process, in their order; at least two.
+        floor: In logs the interval reaches at least so far to either side.
+    """
     half = _half_width(np.log(figures))
     # Width goes as 1 / sqrt(processes).
     more = None if half <= _FLOOR else _round_up(len(figures) * (half / _FLOOR) ** 2)

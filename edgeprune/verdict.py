@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from edgeprune.budget import Budget
+from edgeprune.compared import Compared, Earlier
 from edgeprune.errors import RunError
+from edgeprune.measurement import Measurement
 from edgeprune.metrics import GATED, Estimate
 from edgeprune.statistics import MINIMAL_CLAIM
 from edgeprune.units import Quantity, format_interval, format_quantity
@@ -71,7 +73,9 @@ class Verdict:
         return format_measured(self.measured, GATED[self.metric].quantity)
 
 
-def gate(budgets: Iterable[Budget], measurement: Measured) -> tuple[Verdict, ...]:
+def gate(
+    budgets: Iterable[Budget], measurement: Measured, *, release: Earlier | None = None
+) -> tuple[Verdict, ...]:
     """Hold a measurement against its budgets.
 
     A value that is uncertain passes only if all of its interval does, and fails only if none of it does.
@@ -80,11 +84,13 @@ def gate(budgets: Iterable[Budget], measurement: Measured) -> tuple[Verdict, ...
     Args:
         budgets: Of the target.
         measurement: Of the slim network.
+        release: An earlier release, for the budgets against it (``load_release``).
 
     Returns:
         One verdict for each budget, in their order.
     """
-    return tuple(_judge(budget, measurement) for budget in budgets)
+    measured = Compared(measurement, release) if isinstance(measurement, Measurement) else measurement
+    return tuple(_judge(budget, measured) for budget in budgets)
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> Literal[0, 1, 3]:

@@ -14,10 +14,11 @@ PACKAGE = Path(edgeprune.__file__).parent
 
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
-    "errors", "launch", "files", "units", "telemetry", "metrics", "toml_table", "budget", "target",
-    "external_data", "artifact", "statistics", "precision",
-    "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
-    "benchmark", "verdict", "outcome", "sweep", "onnx_writer", "turns", "widths", "report",
+    "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "toml_table", "budget",
+    "target", "external_data", "artifact", "statistics", "precision", "runners", "availability", "noise",
+    "instructions", "placement", "measurement_format", "measurement", "record", "comparison", "compared",
+    "benchmark", "verdict", "outcome", "release", "sweep", "onnx_writer", "turns",
+    "widths", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
