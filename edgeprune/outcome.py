@@ -42,14 +42,17 @@ class Outcome:
             return "nothing was gated: the target has no budgets"
         of = f"of {count} budget{'s' if count > 1 else ''}"
         if self.exit_code == 1:
-            return f"failed: {self._count('failed', 'unmeasured')} {of} missed or not measured"
+            missed, unmeasured = self._count("failed"), self._count("unmeasured")
+            parts = [f"{missed} {of} missed"] if missed else []
+            parts += [f"{unmeasured} {'' if missed else of + ' '}not measured"] if unmeasured else []
+            return f"failed: {', '.join(parts)}"
         if self.exit_code == 3:
             return f"cannot tell: {self._count('cannot tell')} {of} undecided"
         met = "all budgets are met" if not skipped else f"{count - skipped} {of} met"
         return f"passed: {met}" + (f", {skipped} optional skipped" if skipped else "")
 
-    def _count(self, *states: str) -> int:
-        return sum(verdict.state in states for verdict in self.verdicts)
+    def _count(self, state: str) -> int:
+        return sum(verdict.state == state for verdict in self.verdicts)
 
 
 def worst(outcomes: Sequence[Outcome]) -> Literal[0, 1, 3]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from edgeprune.artifact import load_artifact
 from edgeprune.benchmark import bench
 from edgeprune.errors import ArtifactError, MeasurementError, RunError
-from edgeprune.files import read_json, sha256_file, sha256_json, write_json, write_text
+from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.outcome import Outcome, outcomes_to_json
 from edgeprune.pipeline.context import Context
@@ -48,11 +47,8 @@ def identity_of_machine(context: Context) -> Any:
 
 def identity_of_target(context: Context) -> Any:
     """The whole target file, and the earlier release."""
-    against = context.run.settings.against
-    return [
-        context.target.sha256,
-        None if against is None else context.release and sha256_file(Path(against)),
-    ]
+    release = context.release
+    return [context.target.sha256, None if release is None else sha256_json(release.to_json())]
 
 
 def identity_of_report(context: Context) -> Any:
@@ -137,8 +133,8 @@ def short_name(target: Target) -> str:
 
 
 def verdicts_of(context: Context) -> tuple[Verdict, ...]:
-    """The run's verdicts."""
-    return outcome_of(context).verdicts
+    """The verdicts on the run's own target."""
+    return verdicts_from_json(read_json(context.run.file("verdicts.json"), RunError, "verdicts"))
 
 
 def outcome_of(context: Context) -> Outcome:
