@@ -72,10 +72,10 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     return Place(tmp_path, capsys)
 
 
-def limit(key: str, passes: bool, release: Release) -> str:
+def limit(key: str, passes: bool, both: Compared) -> str:
     """A limit that a key of the measurement keeps to, or does not, as a target file has it."""
     end, _, name = key.partition("_")
-    found = Compared(SLIM, release).value(name)
+    found = both.value(name)
     assert found is not None, f"{name} is not measured"
     value = found.value if isinstance(found, Estimate) else found
     quantity = GATED[name].quantity
@@ -98,9 +98,9 @@ def told(out: str) -> str:
 
 
 def walk(place: Place, passes: bool) -> Iterator[str]:
-    release = load_release(place.path / "release.json")
+    both = Compared(SLIM, load_release(place.path / "release.json"))
     for key in BUDGET_KEYS:
-        budget = f"{key} = {limit(key, passes, release)}"
+        budget = f"{key} = {limit(key, passes, both)}"
         code, out, err = place.gate(budget, "measurement.json", *place.against)
         assert (code, err) == (0 if passes else 1, ""), (budget, out, err)
         line = told(out)
@@ -119,12 +119,12 @@ def test_every_key_fails_and_says_by_how_much(place: Place) -> None:
 
 
 def test_every_key_unmeasured_fails_unless_it_is_optional(place: Place) -> None:
-    release = load_release(place.path / "release.json")
+    both = Compared(SLIM, load_release(place.path / "release.json"))
     lines = []
     for key in BUDGET_KEYS:
         if GATED[key.partition("_")[2]].name in ALWAYS:
             continue
-        written = limit(key, True, release)
+        written = limit(key, True, both)
         code, out, err = place.gate(f"{key} = {written}", "nothing.json")
         assert (code, err) == (1, ""), (key, out, err)
         assert "unmeasured" in out, out
