@@ -36,6 +36,7 @@ from edgeprune.report.content import verdict_rows
 from edgeprune.verdict import State, Verdict, format_measured, gate, verdicts_from_json, verdicts_to_json
 from tests.conftest import edgeprune, run
 from tests.gating import GOLDEN, NOTHING, SLIM, golden
+from tests.test_layers import loaded_after
 
 NASTY = 'a|b <script>alert("1")</script> & `c` *d* \\ [e](javascript:f) \x1b[31m\x00 \n g'
 
@@ -401,3 +402,11 @@ def test_the_golden_files_are_all_looked_at() -> None:
     assert {path.name for path in GOLDEN.glob("gate_*")} == {
         "gate_passed.txt", "gate_failed.txt", "gate_unmeasured.txt", "gate_wrong_unit.txt", "gate_unknown.txt"
     }  # fmt: skip
+
+
+def test_the_gate_needs_nothing_of_the_host_side(place: Path) -> None:
+    (place / "u.toml").write_text('name = "u"\n[budgets]\nmax_size = "1 GB"\n')
+    given = [*words(place), "--target", str(place / "u.toml"), "--markdown", str(place / "p.md")]
+    code, out, heavy = loaded_after(f"from edgeprune.cli import main; main({given!r})")
+    assert (code, heavy) == (1, set())
+    assert "passed: all budgets are met" in out

@@ -142,7 +142,9 @@ def _print(outcomes: Sequence[Outcome], run: RunFolder | None) -> None:
             console.print(*([""] if lines else []), *lines, sep="\n")
         if outcome.error:
             console.print(printable(outcome.error, keep="\n"))
-        console.print(f"{chr(10) if outcome.verdicts else ''}{outcome.sentence}", style="bold")
+        console.print(
+            f"{chr(10) if outcome.verdicts or outcome.error else ''}{outcome.sentence}", style="bold"
+        )
     if run is not None and run.file("report.html").is_file():
         console.print(f"report: {run.file('report.html')}", soft_wrap=True)
 
