@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import junitparser
 import pytest
 
@@ -202,6 +203,9 @@ def test_a_run_is_measured_for_each_target_once(folder: RunFolder, bench: Bench,
     assert names_in(folder, "measurement*") == ["measurement.json", "measurement.two.json"]
     assert names_in(folder, "verdicts*") == ["verdicts.json", "verdicts.two.json"]
     assert names_in(folder, "junit*") == ["junit.two.xml", "junit.xml"]
+    schema = json.loads(run(capsys, "gate", "--json-schema")[1])
+    for content in (found, *(json.loads(path.read_text()) for path in folder.path.glob("verdicts*"))):
+        jsonschema.Draft202012Validator(schema).validate(content)
     assert json.loads(folder.file("verdicts.two.json").read_text())["targets"][0]["name"] == "the two"
     assert load_measurement(folder.file("measurement.two.json")).runtime["threads"] == 2
     assert open_run(folder.path).settings.target == "one.toml"
