@@ -238,6 +238,22 @@ def test_what_was_nothing_in_the_release(place: Place) -> None:
     assert (code, "at the limit" in out) == (0, False)
 
 
+def test_what_no_measurement_on_a_simulator_could_have(place: Place) -> None:
+    timeless = {"latency_samples_s": (), "load_s": (), "first_inference_s": ()}
+    placement = SLIM.placement | {"functional_only": "a simulator plays the processor"}
+    assert SLIM.baseline is not None
+    dense = replace(SLIM.baseline, placement=placement, **timeless)
+    write_json(
+        place.path / "m.json", replace(SLIM, placement=placement, baseline=dense, **timeless).to_json()
+    )
+    for key in ("max_latency_p50_vs_release", "max_throughput_ratio", "max_latency_p95_ratio"):
+        code, out, _ = place.gate(f"{key} = 1.0", "m.json", *place.against)
+        assert code == 3, out
+        assert "could not measure: a simulator plays the processor" in " ".join(out.split())
+    code, out, _ = place.gate("max_latency_p50_vs_release = 1.0", "m.json")
+    assert (code, "No earlier release was given" in " ".join(out.split())) == (1, True)
+
+
 @pytest.mark.parametrize("content", [None, "{", "{}"])
 def test_a_release_file_that_is_none(place: Place, content: str | None) -> None:
     path = place.path / "release.json"

@@ -244,11 +244,20 @@ def test_a_target_out_of_reach_hides_none_of_the_others(
     assert folder.path.is_dir()
 
 
-def test_a_single_target_fails_as_ever(folder: RunFolder, bench: Bench, capsys: Capsys) -> None:
+def test_a_single_target_fails_as_ever(
+    folder: RunFolder, bench: Bench, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.away = {"the one"}
-    code, out, err = run(capsys, "gate", "run")
+    code, out, err = run(capsys, "gate", "run", "--junit", "j.xml", "--markdown", "p.md")
     assert (code, out) == (3, "")
     assert "edgeprune: could not reach the board: host is away, expected here." in err
+    assert junitparser.JUnitXml.fromfile("j.xml").errors == 1  # CI sees it where it looks for verdicts
+    assert "could not reach the board" in Path("p.md").read_text()
+    with monkeypatch.context() as patched:
+        patched.setenv("GITHUB_ACTIONS", "true")
+        code, out, err = run(capsys, "gate", "run", "--json")
+    assert (code, json.loads(out)["exit_code"]) == (3, 3)
+    assert "::error title=edgeprune%3A the one::could not reach the board" in err
     folder.file("slim.onnx").unlink()
     for words in (targets("one"), targets("one", "two")):  # a mistake that hits all is told as such
         code, out, err = run(capsys, "gate", "run", *words)
