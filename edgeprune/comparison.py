@@ -165,13 +165,28 @@ def differences(now: Record, before: Record) -> tuple[str, ...]:
         same = now.target_name == before.target_name
         names = "its file was edited" if same else f"{before.target_name} before, {now.target_name} now"
         found.append(f"Another target: {names}.")
-    if not has_common_dense(now, before) and now.processes and before.processes:
+    if has_common_dense(now, before):
+        found.append(_hour(now, before))
+    elif now.processes and before.processes:
         found.append(
             "Not measured beside the same dense file by the same onnxruntime: plain times are compared, with"
             " wide intervals. To tell small changes measure both files side by side: `edgeprune bench NOW"
             " --baseline BEFORE`."
         )
     return tuple(text for text in found if text)
+
+
+def _hour(now: Record, before: Record) -> str | None:
+    """By how much the machine was slower or faster, if by more than is ever claimed."""
+    dense = [side.baseline.values.get("latency_p50") for side in (now, before) if side.baseline]
+    if not all(isinstance(time, Estimate) for time in dense) or now.over_dense.keys().isdisjoint(
+        SESSION_SPREAD
+    ):
+        return None
+    moved = _value(dense[0]) / _value(dense[1])  # type: ignore[arg-type]
+    if abs(math.log(moved)) <= _FLOOR:
+        return None
+    return f"The dense network took {(moved - 1) * 100:+.1f} %: that is the machine, and not in the changes."
 
 
 def _judged(metric: str, now: Record, before: Record) -> Change:

@@ -17,7 +17,7 @@ DEVICE_SIDE = [
     "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "target", "external_data",
     "artifact", "statistics", "precision", "runners", "availability", "noise", "instructions", "placement",
     "measurement_format", "measurement", "record", "comparison",
-    "benchmark", "verdict", "release", "sweep", "onnx_writer", "turns",
+    "benchmark", "verdict", "release", "integrity", "sweep", "onnx_writer", "turns",
     "widths", "report",
 ]  # fmt: skip
 HOST_SIDE = [
@@ -25,7 +25,7 @@ HOST_SIDE = [
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
     "surgery", "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants",
     "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram",
-    "moments", "flow", "refitting", "schemes", "mobile", "pipeline",
+    "moments", "flow", "refitting", "schemes", "mobile", "pipeline", "verification",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
