@@ -208,6 +208,25 @@ def test_a_wide_interval_cannot_tell_and_says_what_would() -> None:
     assert "more processes would not narrow it" in row.why
 
 
+def test_a_tail_that_other_work_made_is_no_slowdown() -> None:
+    def disturbed(height: float) -> Record:
+        """A session in which each tenth inference of both networks took so much longer."""
+        calm, sides = session(1), []
+        for side in (calm, calm.baseline):
+            assert side is not None
+            longer = tuple((*times[:-1], times[-1] * height) for times in side.latency_samples_s)
+            sides.append(replace(side, latency_samples_s=longer))
+        # It hits the short network harder.
+        hit = tuple((*times[:-1], times[-1] * height) for times in sides[0].latency_samples_s)
+        return record_of(replace(sides[0], latency_samples_s=hit, baseline=sides[1]))
+
+    for metric in ("latency_p90", "latency_p95"):
+        assert state(metric, disturbed(3.0), BEFORE) == "cannot tell"
+        assert state(metric, BEFORE, disturbed(3.0)) == "cannot tell"
+        assert state(metric, record_of(session(5, 1.5)), BEFORE) == "worse"
+    assert state("latency_p50", disturbed(3.0), BEFORE) == "no change"
+
+
 def test_every_metric_has_a_rule_and_throughput_is_no_row_of_its_own() -> None:
     names = [row.metric for row in changes(NOW, BEFORE)]
     assert set(names) == {*NOW.values} - {"throughput"}
