@@ -11,9 +11,10 @@ import pytest
 
 from edgeprune.files import sha256_file, write_json
 from edgeprune.measurement import Measurement
+from edgeprune.pipeline import RunFolder, Settings
 from edgeprune.release import load_release
 from tests.conftest import run
-from tests.sessions import RUNTIME, session
+from tests.sessions import RUNTIME, SLIM, session
 
 TARGET = """
 name = "test device"
@@ -183,3 +184,21 @@ def test_the_json_of_a_comparison(capsys: Any) -> None:
     assert row["state"] == "worse"
     assert row["change"]["low"] < 1.2 < row["change"]["high"]
     assert "latency_p50" in content["summary"]["worse"]
+
+
+def test_a_run_folder_is_released_if_its_file_was_measured(capsys: Any) -> None:
+    made = session(1)
+    folder = RunFolder(Path("run"), Settings(model="resnet20", target="./t.toml"))
+    folder.save()
+    folder.file("slim.onnx").write_bytes(b"\x08\x08")
+    facts = replace(SLIM, sha256=sha256_file(folder.file("slim.onnx")))
+    write_json(folder.file("measurement.json"), replace(made, artifact=facts).to_json())
+    code, out, err = run(capsys, "release", "run", "--out", "folder.json")
+    assert (code, err) == (0, "")
+    assert out.endswith("released: folder.json\n")  # the target is the run's own
+    assert run(capsys, "compare", "folder.json", "run")[0] == 0
+    folder.file("slim.onnx").write_bytes(b"\x08\x09")
+    code, _, err = run(capsys, "release", "run")
+    assert code == 2
+    assert "could not release the run: run/slim.onnx is sha256" in err
+    assert not Path("release.json").exists()

@@ -18,7 +18,7 @@ DEVICE_SIDE = [
     "artifact", "statistics", "precision", "runners", "availability", "noise", "instructions", "placement",
     "measurement_format", "measurement", "record", "comparison",
     "benchmark", "verdict", "release", "integrity", "sweep", "onnx_writer", "turns",
-    "widths", "report",
+    "widths", "report", "card",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
