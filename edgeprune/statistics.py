@@ -98,6 +98,37 @@ def percentile_estimate(samples_by_process: Sequence[Sequence[float]], q: float)
     return clustered(value, [float(np.percentile(samples, q)) for samples in samples_by_process])
 
 
+def percentile_ratio_estimate(
+    slim_by_process: Sequence[Sequence[float]], dense_by_process: Sequence[Sequence[float]], q: float
+) -> Estimate | None:
+    """Estimate slim / dense of a percentile of latency.
+
+    A high percentile has no pairs: the slow runs of the two networks are not neighbours. Its ratio is taken
+    in each process, where both met the same state of the machine, and the value is the median over processes:
+    over all runs together a single disturbed process would decide it, and no interval from ten would cover
+    that. It is never narrower than ``MINIMAL_CLAIM`` to either side.
+
+    Args:
+        slim_by_process: For each process the slim network's samples, in seconds.
+        dense_by_process: The dense network's in the same processes.
+        q: Percentile in 0..100.
+
+    Returns:
+        The ratio with its 95 % interval; None if a network has fewer samples than ``min_samples(q)``.
+
+    Raises:
+        ValueError: Fewer than two processes, or a process without samples.
+    """
+    sides = (slim_by_process, dense_by_process)
+    for side in sides:
+        _check(side)
+        if sum(map(len, side)) < min_samples(q):
+            return None
+    both = zip(*([float(np.percentile(one, q)) for one in side] for side in sides), strict=True)
+    ratios = [slim / dense for slim, dense in both]
+    return clustered(float(np.median(ratios)), ratios, floor=_FLOOR)
+
+
 def median_estimate(figures: Sequence[float]) -> Estimate:
     """Estimate the median of a figure of which each process gives one, e.g. the time to load.
 

@@ -14,10 +14,10 @@ PACKAGE = Path(edgeprune.__file__).parent
 
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
-    "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "target", "external_data",
-    "artifact", "statistics", "precision", "runners", "availability", "noise", "instructions", "placement",
-    "measurement_format", "measurement", "record", "comparison",
-    "benchmark", "verdict", "release", "integrity", "sweep", "onnx_writer", "turns",
+    "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "toml_table", "budget",
+    "target", "external_data", "artifact", "statistics", "precision", "runners", "availability", "noise",
+    "instructions", "placement", "measurement_format", "measurement", "record", "comparison", "compared",
+    "benchmark", "verdict", "outcome", "release", "integrity", "sweep", "onnx_writer", "turns",
     "widths", "report", "card",
 ]  # fmt: skip
 HOST_SIDE = [
