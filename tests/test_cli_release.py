@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,25 @@ def test_what_does_not_pass_is_not_released(
     assert sha256_file(Path("release.json")) == held
 
 
+def test_budgets_against_the_release_in_the_file(capsys: Any) -> None:
+    """The first release has nothing before it; a later one is held against what the file holds."""
+    with Path("t.toml").open("a") as file:
+        file.write("max_latency_p50_vs_release = 1.05\nmax_size_vs_release = 1.0\n")
+    code, out, _ = release(capsys)
+    assert code == 0
+    first = "first release, so max_latency_p50_vs_release, max_size_vs_release cannot be held against one"
+    assert first in out
+    code, out, _ = release(capsys, "same.json")
+    assert (code, "first release" in out) == (0, False)
+    (entry,) = load_release("release.json").entries
+    assert entry.verdicts["max_latency_p50_vs_release"]["state"] == "passed"
+    held = sha256_file(Path("release.json"))
+    code, out, _ = release(capsys, "slower.json")
+    assert code == 1
+    assert "max_latency_p50_vs_release" in out
+    assert sha256_file(Path("release.json")) == held
+
+
 def test_several_measurements_are_released_together_or_not_at_all(capsys: Any) -> None:
     four = session(5)
     runtime = {**RUNTIME, "threads": 4}
@@ -202,3 +223,12 @@ def test_a_run_folder_is_released_if_its_file_was_measured(capsys: Any) -> None:
     assert code == 2
     assert "could not release the run: run/slim.onnx is sha256" in err
     assert not Path("release.json").exists()
+
+
+def test_release_and_compare_need_no_torch() -> None:
+    code = (
+        "import sys\nfrom edgeprune.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    assert not end.code, end.code\nassert 'torch' not in sys.modules"
+    )
+    for words in (["release", "--target", "./t.toml"], ["compare", "release.json", "same.json"]):
+        subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=60, capture_output=True)

@@ -266,7 +266,7 @@ def test_the_device_side_leaves_torch_out() -> None:
     assert loaded_after(f"import {names}") == (0, "", set())
 
 
-@pytest.mark.parametrize("command", ["gate", "bench", "run"])
+@pytest.mark.parametrize("command", ["gate", "bench", "run", "release", "compare", "verify"])
 def test_help_leaves_torch_out(command: str) -> None:
     code, output, heavy = loaded_after(f"from edgeprune.cli import main; main(['{command}', '--help'])")
     assert (code, heavy) == (0, set())

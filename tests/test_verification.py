@@ -226,6 +226,21 @@ def test_bad_input(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
         described(copied / "slim.onnx")
 
 
+def test_without_torch_hashes_are_checked_all_the_same(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "edgeprune.verification", None
+    )  # its import fails as if torch were absent
+    code, out, _ = run(capsys, "verify", str(made / "slim.onnx"), "--data", "digits", "--json")
+    found = {row["name"]: row for row in json.loads(out)["checks"]}
+    assert code == 0
+    assert [found[name]["state"] for name in ("file", "metadata", "weights", "plan")] == ["passed"] * 4
+    for name in ("parity", "accuracy"):
+        assert found[name]["state"] == "not checked"
+        assert "torch is not here" in found[name]["text"]
+
+
 def test_metadata_as_onnx_reads_them(made: Path, tmp_path: Path) -> None:
     path = made / "slim.onnx"
     assert metadata_of(path) == {entry.key: entry.value for entry in onnx.load(path).metadata_props}

@@ -44,8 +44,9 @@ def release(
     """Record a passing run in a release file, to be committed.
 
     Each place is a run folder or a file that `edgeprune bench` wrote (default:
-    measurement.json). It is gated first: if a budget fails nothing is written
-    and the exit code is 1, or 3 if one cannot be told.
+    measurement.json). It is gated first, against what the file holds too: if a
+    budget fails nothing is written and the exit code is 1, or 3 if one cannot be
+    told.
 
     The file holds hashes, figures with intervals, environment, verdicts and the
     commit of the working folder. What it holds of the same file and target is
@@ -66,11 +67,17 @@ def release(
             expected=f"{len(places)}, one for each run folder or measurement",
         )
     earlier = load_release(out) if out.exists() else Release()
-    passed, codes, told = [], [], []
+    passed, codes, told, notes = [], [], [], []
     for place, name in zip(places, targets or [None] * len(places), strict=True):
         measurement, target = read_place(place, name)
         target = with_sizes(target, inputs, dims)
-        verdicts = gate_on(target, measurement)
+        held = earlier if earlier.record_for(measurement) else None
+        if held is None:
+            target, idle = without_release_budgets(target)
+            notes += [
+                f"{target.name}: first release, so {', '.join(idle)} cannot be held against one"
+            ] * bool(idle)
+        verdicts = gate_on(target, measurement, held)
         codes.append(exit_code(verdicts))
         told.append((place, target, verdicts))
         passed.append(entry_of(measurement, verdicts, ignore=out))
@@ -78,7 +85,7 @@ def release(
     if code == 0:
         refuse_twins([entry.place for entry in passed])
         write_release(out, earlier.with_entries(passed))
-    tell(told, codes, code, out, as_json)
+    tell(told, codes, code, out, notes, as_json)
     click.get_current_context().exit(code)
 
 
@@ -111,6 +118,16 @@ def read_place(place: Path, target: str | None) -> tuple[Measurement, Target]:
     return measurement, load_target(target or run.settings.target)
 
 
+def without_release_budgets(target: Target) -> tuple[Target, list[str]]:
+    """A target without its budgets against an earlier release, of which there is none, and their keys."""
+    from dataclasses import replace
+
+    from edgeprune.metrics import GATED
+
+    kept = tuple(budget for budget in target.budgets if not GATED[budget.metric].basis)
+    return replace(target, budgets=kept), [one.key for one in target.budgets if one not in kept]
+
+
 def refuse_twins(places: list[tuple[str, str]]) -> None:
     """One file on one target is released once."""
     twins = sorted({place for place in places if places.count(place) > 1})
@@ -128,12 +145,13 @@ def tell(
     codes: Sequence[int],
     code: int,
     out: Path,
+    notes: Sequence[str],
     as_json: bool,
 ) -> None:
     """Print the verdicts and what became of the release file."""
     from rich.console import Console
 
-    from edgeprune.report import verdict_table
+    from edgeprune.report import reason_lines, verdict_table
     from edgeprune.verdict import verdicts_to_json
 
     if as_json:
@@ -142,17 +160,19 @@ def tell(
             for place, target, verdicts in told
         ]
         released = str(out) if code == 0 else None
-        click.echo(json.dumps({"released": released, "gates": rows, "exit_code": code}))
+        click.echo(json.dumps({"released": released, "gates": rows, "notes": [*notes], "exit_code": code}))
         return
     console = Console(highlight=False, markup=False)
     for place, target, verdicts in told:
         if len(told) > 1:
             console.print(f"{place} on {target.name}", soft_wrap=True)
         if verdicts:
-            console.print(verdict_table(verdicts))
+            console.print(verdict_table(verdicts, min(80, console.width)))
+            console.print(*reason_lines(verdicts), sep="\n")
         else:
             console.print(f"{target.name} has no budgets: nothing was gated.", soft_wrap=True)
-        console.print()
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
     if code == 0:
         console.print(f"released: {out}", soft_wrap=True)
         return
