@@ -226,9 +226,14 @@ def test_a_run_folder_is_released_if_its_file_was_measured(capsys: Any) -> None:
 
 
 def test_release_and_compare_need_no_torch() -> None:
-    code = (
-        "import sys\nfrom edgeprune.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
-        "    assert not end.code, end.code\nassert 'torch' not in sys.modules"
-    )
+    code = """
+import sys
+from edgeprune.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules
+"""
     for words in (["release", "--target", "./t.toml"], ["compare", "release.json", "same.json"]):
         subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=60, capture_output=True)

@@ -30,7 +30,9 @@ def verify(model: Path, data: str | None, image_size: int | None, as_json: bool)
 
     The file's hash; the metadata inside it; the hashes of the weights and the
     plan that lie beside it; its outputs against the network that these rebuild;
-    with --data its accuracy. What lies elsewhere is not checked, and said so.
+    with --data its accuracy (top-5 and that by class stand in the sidecar alone,
+    so nothing else finds them changed). What lies elsewhere is not checked, and
+    said so.
 
     Exit codes: 0 no check failed, 1 one did, 2 bad input.
     """

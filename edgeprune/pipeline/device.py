@@ -36,7 +36,7 @@ FACTS = {
 
 
 def identity_of_machine(context: Context) -> Any:
-    """How and where the target runs; of its budgets, whether one needs, or would like, counted instructions."""
+    """How and where the target runs; of its budgets, whether one asks for instructions to be counted."""
     counting = [one for one in context.target.budgets if one.metric.startswith("instructions")]
     return {
         "runtime": runtime_hash(context.target),
