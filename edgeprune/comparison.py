@@ -51,6 +51,8 @@ NOTICEABLE = 0.10
 EXACT_NOISE = {"size": 1.005, "parity_error": 10.0}
 # Metric -> (bytes or instructions that a repeat may be off by, least factor that is a change).
 REPEAT_NOISE = {"peak_memory": (100_000, 1 + MINIMAL_CLAIM), "instructions": (0, 1.005)}
+# Above that nobody would measure: the machine must be quieter.
+MOST_PROCESSES = 200
 # So many more images must be right or wrong: fewer may be chance even if none moved the other way (sign test,
 # 2^-5 < 5 %).
 CHANCE_IMAGES = 6
@@ -221,6 +223,8 @@ def _ends(metric: str, moved: float | Estimate, now: Record) -> tuple[float, flo
 
 
 def _what_would_tell(moved: Estimate) -> str:
+    if moved.more_runs and moved.more_runs > MOST_PROCESSES:
+        return "The interval is too wide: other work disturbed a measurement; end it and measure again."
     if moved.more_runs:
         return f"The interval is too wide; about {moved.more_runs} processes each would narrow it."
     return "The interval is too wide, and more processes would not narrow it."

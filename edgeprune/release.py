@@ -75,8 +75,15 @@ class Release:
         return found[0] if found else None
 
     def with_entries(self, entries: Sequence[Entry]) -> Release:
-        """The same with some entries added, or put in the place of earlier ones."""
-        every = {entry.place: entry for entry in (*self.entries, *entries)}
+        """The same with some entries added, or put in the place of earlier ones.
+
+        One that says nothing new leaves the earlier one, with its date and commit, in its place.
+        """
+        every = {entry.place: entry for entry in self.entries}
+        for entry in entries:
+            held = every.get(entry.place)
+            if held is None or (held.record, held.verdicts) != (entry.record, entry.verdicts):
+                every[entry.place] = entry
         return Release(tuple(every.values()))
 
     def to_json(self) -> dict[str, Any]:
