@@ -270,7 +270,8 @@ def _more(sampled: float, between: float, now: Record, before: Record) -> int | 
         return None
     # Down to where it adds a tenth to what no number of processes takes away.
     wanted = math.sqrt((1.1 * least) ** 2 - between**2)
-    return math.ceil(min(now.processes, before.processes) * (sampled / wanted) ** 2)
+    # Rounded up to tens: it is no more exact than that.
+    return 10 * math.ceil(min(now.processes, before.processes) * (sampled / wanted) ** 2 / 10)
 
 
 def _half(estimate: Estimate) -> float:
