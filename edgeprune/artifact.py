@@ -108,6 +108,24 @@ def load_artifact(path: Path | str) -> Artifact:
     sidecar = sidecar_path(path)
     if not sidecar.exists():
         return Artifact(path, sha256, size)
+    facts = facts_in_sidecar(sidecar)
+    if facts["sha256"] != sha256:
+        raise ArtifactError(
+            "could not trust the sidecar",
+            where=str(path),
+            value=f"sha256 {sha256[:12]}…",
+            expected=f"{str(facts['sha256'])[:12]}… as in {sidecar.name}",
+            hint="The file was changed after its export: export it again, or delete the sidecar.",
+        )
+    return Artifact(path=path, **facts)
+
+
+def facts_in_sidecar(sidecar: Path) -> dict[str, Any]:
+    """The fields of an ``Artifact`` but for its path, as a sidecar has them, true of its file or not.
+
+    Raises:
+        ArtifactError: It is absent, not JSON or of another format.
+    """
     facts = read_json(sidecar, ArtifactError, "sidecar")
     known = {f.name for f in fields(Artifact)} - {"path"}
     if not isinstance(facts, dict) or facts.pop("format", None) != SIDECAR_FORMAT or set(facts) != known:
@@ -118,14 +136,5 @@ def load_artifact(path: Path | str) -> Artifact:
             expected=f"format {SIDECAR_FORMAT} with the keys {', '.join(sorted(known))}",
             hint="Export the network again, or delete the sidecar.",
         )
-    if facts["sha256"] != sha256:
-        raise ArtifactError(
-            "could not trust the sidecar",
-            where=str(path),
-            value=f"sha256 {sha256[:12]}…",
-            expected=f"{str(facts['sha256'])[:12]}… as in {sidecar.name}",
-            hint="The file was changed after its export: export it again, or delete the sidecar.",
-        )
     shape = facts["input_shape"]
-    facts["input_shape"] = tuple(shape) if shape is not None else None
-    return Artifact(path=path, **facts)
+    return facts | {"input_shape": tuple(shape) if shape is not None else None}

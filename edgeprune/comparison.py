@@ -3,11 +3,13 @@
 Two sessions on one machine differ although nothing was changed: caches, neighbours and clocks of that hour
 move every time, and what a session's own processes tell of their spread does not hold it. So
 
-    half width = sqrt(h_now^2 + h_before^2 + 2 (1.96 s)^2), at least log(1 + MINIMAL_CLAIM)
+    half width = sqrt(h_now^2 + h_before^2 + 1.96^2 (s_now^2 + s_before^2)), at least log(1 + MINIMAL_CLAIM)
 
 in logs, h being half of each session's own interval over its processes and s the standard deviation between
 sessions. Two sessions cannot tell s; ``SESSION_SPREAD`` holds what many sessions have shown
-(scripts/bench_compare measures it).
+(scripts/bench_compare measures it). Tails are made by what else the machine did, and no constant holds that:
+beside busy neighbours p90 spread by 60 % from session to session where the median kept within 1 %. There the
+height of the session's own tail over its median adds to s.
 
 If both networks were measured beside the same dense file, their times over the dense network's are compared:
 what made the hour slow made the dense network slow too, and cancels. Otherwise, and if onnxruntime is another
@@ -32,13 +34,14 @@ State = Literal["no change", "better", "worse", "cannot tell", "not compared"]
 # Metric -> standard deviation between sessions of log(time / dense network's time of the same processes).
 SESSION_SPREAD = {
     "latency_p50": 0.008,
-    "latency_p90": 0.02,
-    "latency_p95": 0.03,
-    "latency_p99": 0.06,
+    "latency_p90": 0.015,
+    "latency_p95": 0.02,
+    "latency_p99": 0.03,
     "load_time": 0.03,
     "first_inference": 0.03,
     "cold_start": 0.03,
 }
+TAILS = ("latency_p90", "latency_p95", "latency_p99")
 # The same of a time without anything to compare with, at least.
 PLAIN_SPREAD = 0.05
 # "no change" rules out a change as large as this; an interval that reaches further cannot tell.
@@ -48,6 +51,8 @@ NOTICEABLE = 0.10
 EXACT_NOISE = {"size": 1.005, "parity_error": 10.0}
 # Metric -> (bytes or instructions that a repeat may be off by, least factor that is a change).
 REPEAT_NOISE = {"peak_memory": (100_000, 1 + MINIMAL_CLAIM), "instructions": (0, 1.005)}
+# Above that nobody would measure: the machine must be quieter.
+MOST_PROCESSES = 200
 # So many more images must be right or wrong: fewer may be chance even if none moved the other way (sign test,
 # 2^-5 < 5 %).
 CHANCE_IMAGES = 6
@@ -165,13 +170,28 @@ def differences(now: Record, before: Record) -> tuple[str, ...]:
         same = now.target_name == before.target_name
         names = "its file was edited" if same else f"{before.target_name} before, {now.target_name} now"
         found.append(f"Another target: {names}.")
-    if not has_common_dense(now, before) and now.processes and before.processes:
+    if has_common_dense(now, before):
+        found.append(_hour(now, before))
+    elif now.processes and before.processes:
         found.append(
             "Not measured beside the same dense file by the same onnxruntime: plain times are compared, with"
             " wide intervals. To tell small changes measure both files side by side: `edgeprune bench NOW"
             " --baseline BEFORE`."
         )
     return tuple(text for text in found if text)
+
+
+def _hour(now: Record, before: Record) -> str | None:
+    """By how much the machine was slower or faster, if by more than is ever claimed."""
+    dense = [side.baseline.values.get("latency_p50") for side in (now, before) if side.baseline]
+    if not all(isinstance(time, Estimate) for time in dense) or now.over_dense.keys().isdisjoint(
+        SESSION_SPREAD
+    ):
+        return None
+    moved = _value(dense[0]) / _value(dense[1])  # type: ignore[arg-type]
+    if abs(math.log(moved)) <= _FLOOR:
+        return None
+    return f"The dense network took {(moved - 1) * 100:+.1f} %: that is the machine, and not in the changes."
 
 
 def _judged(metric: str, now: Record, before: Record) -> Change:
@@ -203,6 +223,8 @@ def _ends(metric: str, moved: float | Estimate, now: Record) -> tuple[float, flo
 
 
 def _what_would_tell(moved: Estimate) -> str:
+    if moved.more_runs and moved.more_runs > MOST_PROCESSES:
+        return "The interval is too wide: other work disturbed a measurement; end it and measure again."
     if moved.more_runs:
         return f"The interval is too wide; about {moved.more_runs} processes each would narrow it."
     return "The interval is too wide, and more processes would not narrow it."
@@ -214,9 +236,8 @@ def _of_times(metric: str, now: Record, before: Record) -> Estimate:
     new, old = (side.over_dense[metric] if common else side.values[metric] for side in (now, before))
     assert isinstance(new, Estimate)
     assert isinstance(old, Estimate)
-    spread = SESSION_SPREAD[metric] if common else max(PLAIN_SPREAD, 2 * SESSION_SPREAD[metric])
     sampled = math.hypot(_half(new), _half(old))
-    between = math.sqrt(2) * _Z * spread
+    between = _Z * math.hypot(_spread(metric, now, common), _spread(metric, before, common))
     half = max(math.hypot(sampled, between), _FLOOR)
     value = new.value / old.value
     return Estimate(
@@ -228,6 +249,20 @@ def _of_times(metric: str, now: Record, before: Record) -> Estimate:
     )
 
 
+def _spread(metric: str, record: Record, common: bool) -> float:
+    """Standard deviation between sessions like this one, in logs."""
+    known = SESSION_SPREAD[metric] if common else max(PLAIN_SPREAD, 2 * SESSION_SPREAD[metric])
+    if metric not in TAILS:
+        return known
+    sides = [side.values for side in (record, record.baseline) if side is not None]
+    heights = [
+        math.log(_value(values[metric]) / _value(values["latency_p50"]))
+        for values in sides
+        if metric in values
+    ]
+    return math.hypot(known, max(heights))
+
+
 def _more(sampled: float, between: float, now: Record, before: Record) -> int | None:
     """Processes of each session with which its own part of the interval would no longer matter."""
     least = max(_FLOOR, between)
@@ -235,7 +270,8 @@ def _more(sampled: float, between: float, now: Record, before: Record) -> int | 
         return None
     # Down to where it adds a tenth to what no number of processes takes away.
     wanted = math.sqrt((1.1 * least) ** 2 - between**2)
-    return math.ceil(min(now.processes, before.processes) * (sampled / wanted) ** 2)
+    # Rounded up to tens: it is no more exact than that.
+    return 10 * math.ceil(min(now.processes, before.processes) * (sampled / wanted) ** 2 / 10)
 
 
 def _half(estimate: Estimate) -> float:

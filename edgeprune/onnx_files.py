@@ -44,7 +44,12 @@ def data_facts(data: Data | None) -> dict[str, Any]:
     if data is None:
         return {}
     return {
-        "data": {"name": data.name.partition(":")[0], "identity": data.identity},
+        "data": {
+            "name": data.name.partition(":")[0],
+            "identity": data.identity,
+            "images": {"val": data.val.samples, "test": data.test.samples},
+            "classes": len(data.classes),
+        },
         "normalization": {"mean": list(data.normalization.mean), "std": list(data.normalization.std)},
     }
 

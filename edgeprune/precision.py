@@ -103,24 +103,24 @@ def precision_notes(artifacts: Sequence[Artifact], runtime: Runtime) -> list[str
 
 def _precision(content: Bytes) -> str:
     found = "fp32"
-    for number, start, end in _fields(content, 0, len(content)):
+    for number, start, end in message_fields(content, 0, len(content)):
         if number != MODEL_GRAPH:
             continue
-        for part, first, last in _fields(content, start, end):
+        for part, first, last in message_fields(content, start, end):
             if part == GRAPH_NODE:
-                for field, a, b in _fields(content, first, last):
+                for field, a, b in message_fields(content, first, last):
                     if field == NODE_OPERATOR and content[a:b].startswith(INTEGER_OPERATORS):
                         return "int8"
             elif part == GRAPH_INITIALIZER:
                 half = any(
                     field == TENSOR_TYPE and content[a] == FLOAT16
-                    for field, a, _ in _fields(content, first, last)
+                    for field, a, _ in message_fields(content, first, last)
                 )
                 found = "fp16" if half else found
     return found
 
 
-def _fields(content: Bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+def message_fields(content: Bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(number, start, end) of each field of a protobuf message.
 
     Raises:

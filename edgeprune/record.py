@@ -35,6 +35,7 @@ _KEYS = {
     "measurement_sha256": str, "processes": int, "values": dict, "over_dense": dict, "repeats": dict,
     "unmeasured": dict,
 }  # fmt: skip
+_OF_THE_BASELINE = {"artifact", "measurement_sha256", "values", "repeats", "unmeasured"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,10 @@ class Record:
         content["artifact"]["input_shape"] = self.artifact.input_shape and list(self.artifact.input_shape)
         for name in ("values", "over_dense"):
             content[name] = {key: _number_to_json(value) for key, value in getattr(self, name).items()}
-        content["baseline"] = self.baseline.to_json() if self.baseline else None
+        content["baseline"] = None
+        if self.baseline:
+            dense = self.baseline.to_json()
+            content["baseline"] = {key: value for key, value in dense.items() if key in _OF_THE_BASELINE}
         return content
 
     @classmethod
@@ -101,7 +105,7 @@ class Record:
                 expected="what `edgeprune release` writes",
                 hint="Take the file from git again, or release anew.",
             )
-        facts, baseline = dict(content["artifact"]), content["baseline"]
+        facts, baseline = dict(content["artifact"]), _whole_baseline(content)
         shape = facts["input_shape"]
         facts |= {"path": Path(facts["path"]), "input_shape": None if shape is None else tuple(shape)}
         parsed: dict[str, Any] = {
@@ -241,10 +245,16 @@ def record_fault(content: Any) -> str | None:
     baseline = content["baseline"]
     if baseline is None:
         return None if not content["over_dense"] else "compared with a dense network that it does not hold"
-    fault = record_fault(baseline)
-    if fault is None and baseline["baseline"] is not None:
-        return "with a baseline of its baseline"
+    if not isinstance(baseline, dict) or set(baseline) != _OF_THE_BASELINE:
+        return "wrong in 'baseline'"
+    fault = record_fault(_whole_baseline(content))
     return f"{fault} of its baseline" if fault else None
+
+
+def _whole_baseline(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The dense network's record with what it shares with the slim one's, which a file holds once."""
+    own = content["baseline"]
+    return None if own is None else {**content, "over_dense": {}, "baseline": None, **own}
 
 
 def _is_number(value: Any) -> bool:

@@ -75,8 +75,15 @@ class Release:
         return found[0] if found else None
 
     def with_entries(self, entries: Sequence[Entry]) -> Release:
-        """The same with some entries added, or put in the place of earlier ones."""
-        every = {entry.place: entry for entry in (*self.entries, *entries)}
+        """The same with some entries added, or put in the place of earlier ones.
+
+        One that says nothing new leaves the earlier one, with its date and commit, in its place.
+        """
+        every = {entry.place: entry for entry in self.entries}
+        for entry in entries:
+            held = every.get(entry.place)
+            if held is None or (held.record, held.verdicts) != (entry.record, entry.verdicts):
+                every[entry.place] = entry
         return Release(tuple(every.values()))
 
     def to_json(self) -> dict[str, Any]:
@@ -191,3 +198,33 @@ def _is_verdict(value: Any) -> bool:
         and set(value) == {"limit", "measured", "state"}
         and all(isinstance(text, str) for text in value.values())
     )
+
+
+# --- what is compared ---------------------------------------------------------------------------------------
+
+
+def records_in(path: Path) -> tuple[Record, ...]:
+    """The records of a release file, a measurement or a run folder.
+
+    Raises:
+        EdgepruneError: It is none of them, or broken.
+    """
+    if path.is_dir():
+        path = path / "measurement.json"
+    content = read_json(path, ReleaseError, "release file or measurement")
+    if isinstance(content, dict) and "latency_samples_s" in content:
+        return (record_of(Measurement.from_json(content, str(path))),)
+    return tuple(entry.record for entry in Release.from_json(content, str(path)).entries)
+
+
+def matched(nows: Sequence[Record], befores: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """(now, before) of each record that has a partner.
+
+    Partners run in the same way, by preference on the target and then in the file of the same name. Two that
+    are alone are partners in any case: the comparison says what differs.
+    """
+    if len(nows) == len(befores) == 1:
+        return [(nows[0], befores[0])]
+    release = Release(tuple(Entry("", "", None, {}, record) for record in befores))
+    found = [(now, release.best_match(now.runtime, now.target_name, now.artifact.path.name)) for now in nows]
+    return [(now, before) for now, before in found if before is not None]

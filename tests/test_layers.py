@@ -17,15 +17,15 @@ DEVICE_SIDE = [
     "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "toml_table", "budget",
     "target", "external_data", "artifact", "statistics", "precision", "runners", "availability", "noise",
     "instructions", "placement", "measurement_format", "measurement", "record", "comparison", "compared",
-    "benchmark", "verdict", "outcome", "release", "sweep", "onnx_writer", "turns",
-    "widths", "report",
+    "benchmark", "verdict", "outcome", "release", "integrity", "sweep", "onnx_writer", "turns",
+    "widths", "report", "card",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
     "surgery", "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants",
     "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram",
-    "moments", "flow", "refitting", "schemes", "mobile", "pipeline",
+    "moments", "flow", "refitting", "schemes", "mobile", "pipeline", "verification",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
@@ -266,7 +266,7 @@ def test_the_device_side_leaves_torch_out() -> None:
     assert loaded_after(f"import {names}") == (0, "", set())
 
 
-@pytest.mark.parametrize("command", ["gate", "bench", "run"])
+@pytest.mark.parametrize("command", ["gate", "bench", "run", "release", "compare", "verify"])
 def test_help_leaves_torch_out(command: str) -> None:
     code, output, heavy = loaded_after(f"from edgeprune.cli import main; main(['{command}', '--help'])")
     assert (code, heavy) == (0, set())

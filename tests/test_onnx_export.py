@@ -175,7 +175,8 @@ def test_facts_in_sidecar_and_file(exported) -> None:
     provenance = artifact.provenance
     assert provenance["simplified"] is True
     assert (provenance["plan"], provenance["opset"], provenance["dynamic_batch"]) == ("abc", 18, False)
-    assert provenance["data"] == {"name": "imagefolder", "identity": "1234"}
+    images = {"val": 10, "test": 10}
+    assert provenance["data"] == {"name": "imagefolder", "identity": "1234", "images": images, "classes": 5}
     assert provenance["normalization"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
     assert provenance["parity"] == {
         "tolerance": 1e-4,

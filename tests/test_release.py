@@ -20,7 +20,9 @@ ENTRY = entry_of(MEASUREMENT, gate(BUDGETS, MEASUREMENT))
 
 
 def renamed(name: str, target: str = "test device") -> Entry:
-    record = replace(ENTRY.record, target_name=target)
+    assert ENTRY.record.baseline is not None
+    dense = replace(ENTRY.record.baseline, target_name=target)
+    record = replace(ENTRY.record, target_name=target, baseline=dense)
     return replace(ENTRY, record=replace(record, artifact=replace(record.artifact, path=Path(name))))
 
 
@@ -47,10 +49,12 @@ def test_lines_are_json(value: Any) -> None:
 
 
 def test_a_later_release_takes_the_place_of_the_one_for_its_target() -> None:
-    later = replace(ENTRY, date="2027-01-01T00:00:00Z")
+    measured_again = replace(ENTRY.record, measurement_sha256="00" * 32)
+    later = replace(ENTRY, date="2027-01-01T00:00:00Z", record=measured_again)
     other = renamed("slim.int8.onnx")
     release = Release((ENTRY, other)).with_entries([later])
     assert release.entries == (later, other)
+    assert release.with_entries([replace(later, date="2028-01-01T00:00:00Z")]) == release  # nothing new
     assert len(release.with_entries([renamed("slim.onnx", "b")]).entries) == 3
 
 

@@ -16,11 +16,14 @@ import click
 
 from edgeprune import __version__
 from edgeprune.cli.bench import bench
+from edgeprune.cli.compare import compare
 from edgeprune.cli.convert import convert
 from edgeprune.cli.doctor import doctor
 from edgeprune.cli.gate import gate
 from edgeprune.cli.information import groups, targets
+from edgeprune.cli.release import release
 from edgeprune.cli.stages import export, finetune, prune, report, run, train
+from edgeprune.cli.verify import verify
 from edgeprune.cli.widths import widths
 from edgeprune.errors import EdgepruneError, Interrupted, RankError
 from edgeprune.launch import launched_rank
@@ -49,7 +52,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    run, train, prune, finetune, export, convert, bench, gate, report, widths, groups, targets, doctor
+    run, train, prune, finetune, export, convert, bench, gate, report, release, compare, verify, widths,
+    groups, targets, doctor,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import warnings
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from edgeprune.models import build, load_model, normalization_of, source_of
 from edgeprune.onnx_export import export
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.device import identity_of_machine
+from edgeprune.pipeline.provenance import code_of, provenance_of
 from edgeprune.pipeline.recipes import batch_size_of, checkpoints_of, recipe_of, scheme_options
 from edgeprune.plan import Plan
 from edgeprune.refitting import refit
@@ -32,7 +32,7 @@ from edgeprune.selection import make_plan
 from edgeprune.surgery import load_slim, read_file, save_slim, slim, write_weights
 from edgeprune.training import evaluate, predict, train
 
-FACTS_BYTES = 1_200
+FACTS_BYTES = 1_800
 """What accuracy, data and scheme add to the metadata of the final file, beyond a probe for ``max_size``."""
 
 
@@ -52,7 +52,7 @@ def identity_of_dense(context: Context) -> Any:
         "data": identity_of_data(context),
         "weights": sha256_file(weights) if weights and weights.is_file() else None,
         "recipe": recipe_of(settings, "dense").to_json(),
-        "code": _code_of(settings.model),
+        "code": code_of(settings.model),
     }
 
 
@@ -63,7 +63,7 @@ def identity_of_scoring(context: Context) -> Any:
     return {
         "data": identity_of_data(context),
         "recipe": recipe_of(settings, "sparse").to_json() if trains else None,
-        "code": _code_of(settings.model),
+        "code": code_of(settings.model),
     }
 
 
@@ -77,15 +77,6 @@ def identity_of_finetuning(context: Context) -> Any:
     """Data, and how it is trained."""
     recipe = recipe_of(context.run.settings, "finetune")
     return {"data": identity_of_data(context), "recipe": recipe.to_json()}
-
-
-def _code_of(model: str) -> str | None:
-    """Hash of the file that a ``package.module:function`` model lives in."""
-    module, _, name = model.partition(":")
-    if not name or module in ("torchvision", "timm"):
-        return None
-    spec = importlib.util.find_spec(module)
-    return sha256_file(Path(spec.origin)) if spec and spec.origin and Path(spec.origin).is_file() else None
 
 
 # --- shared ------------------------------------------------------------------------------------------------
@@ -342,22 +333,13 @@ def finetune(context: Context) -> dict[str, Any]:
 def export_both(context: Context) -> dict[str, Any]:
     """Write the dense and the slim ONNX file, each checked against torch."""
     run, data, settings = context.run, context.data, context.run.settings
-    score_facts = run.facts("score")
     facts = {}
     for name in ("dense", "slim"):
         weights = run.file(f"{name}.safetensors")
-        provenance: dict[str, Any] = {
-            "role": name,
-            "source": run.facts("train").get("source"),
-            "weights_sha256": sha256_file(weights),
-        }
-        if name == "slim":
-            provenance["plan_sha256"] = sha256_file(run.file("plan.json"))
-            provenance["scheme"] = {key: score_facts.get(key) for key in ("scheme", "options")}
         artifact = export(
             load_network(weights) if name == "dense" else load_slim(weights),
             data.example, run.file(f"{name}.onnx"), data=data, dynamic_batch=settings.dynamic_batch,
-            opset=settings.opset, tolerance=settings.tolerance, provenance=provenance,
+            opset=settings.opset, tolerance=settings.tolerance, provenance=provenance_of(context, name),
         )  # fmt: skip
         facts[name] = facts_of(artifact)
     return facts

@@ -50,6 +50,7 @@ class Stage:
 
 
 HOST = "edgeprune.pipeline.host"
+CARD = "edgeprune.pipeline.card"
 DEVICE = "edgeprune.pipeline.device"
 VARIANTS = "edgeprune.pipeline.variants"
 DATA = ("data", "image_size", "seed", "device")
@@ -119,6 +120,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "report", "report", ("measurement.json", "verdicts.json"), ("report.md", "report.html"),
         (), f"{DEVICE}:write_reports", f"{DEVICE}:identity_of_report",
+    ),
+    Stage(
+        "card", "report", ("measurement.json",), ("model_card.md",),
+        (), f"{CARD}:write_card", f"{CARD}:identity_of_card",
     ),
 )  # fmt: skip
 
