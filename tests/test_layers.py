@@ -15,16 +15,22 @@ PACKAGE = Path(edgeprune.__file__).parent
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
     "errors", "launch", "files", "units", "telemetry", "metrics", "target", "external_data", "artifact",
-    "statistics", "protobuf", "precision", "onnx_nodes",
+    "statistics",
+    "protobuf", "onnx_nodes",
+    "precision",
     "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
-    "benchmark", "verdict", "sweep", "onnx_writer", "turns", "widths", "report",
+    "benchmark", "verdict",
+    "parts", "advice", "explanation",
+    "sweep", "onnx_writer", "turns", "widths", "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
-    "surgery", "group_facts", "parity", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants", "ort_format",
-    "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram", "moments", "flow",
-    "refitting", "schemes", "mobile", "pipeline",
+    "surgery",
+    "group_facts",
+    "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants",
+    "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram", "moments",
+    "flow", "refitting", "schemes", "mobile", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
