@@ -88,8 +88,9 @@ def shrink(
             if left - more < max(step, 1) or not (saves := gain(name, more)) > 0:
                 continue
             lost = sum(order[name][removed[name] : removed[name] + more])
-            if best is None or (lost / saves, -saves) < best[:2]:
-                best = (lost / saves, -saves, name, more)
+            useful = min(saves, needed - saved)  # what goes beyond the need is worth nothing
+            if best is None or (lost / useful, saves) < best[:2]:
+                best = (lost / useful, saves, name, more)
         if best is None:
             break
         removed[best[2]] += best[3]

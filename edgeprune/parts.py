@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Part:
 
     def left(self, basis: Basis, removed: Mapping[str, float]) -> float:
         """What it costs once so many units of each group are gone, if cost follows the weight's entries."""
-        cost: float = getattr(self, basis)
+        cost = float(getattr(self, basis))
         for axis in self.axes if cost else ():
             cost *= axis.left(removed)
         return cost
@@ -106,20 +107,16 @@ def make_parts(
         # A fused kernel may have the name of its last node, but does the work of the layer.
         own = own or any(word in kernel["op_type"] for word in WITH_MACS)
         tensors = kernel.get("tensor_bytes") or 0
-        found.append(
-            Part(kernel["name"], layer, time_s=kernel["time_s"], axes=_axes(places, layer, own))
-        )
+        found.append(Part(kernel["name"], layer, time_s=kernel["time_s"], axes=_axes(places, layer, own)))
         if largest and tensors == largest:
-            found.append(
-                Part(kernel["name"], layer, memory_bytes=tensors, axes=_axes(places, layer, False))
-            )
+            found.append(Part(kernel["name"], layer, memory_bytes=tensors, axes=_axes(places, layer, False)))
             largest = 0
     return tuple(found)
 
 
 def total(parts: Iterable[Part], basis: Basis) -> float:
     """Of all parts."""
-    return sum(getattr(part, basis) for part in parts)
+    return math.fsum(getattr(part, basis) for part in parts)
 
 
 def share(parts: Sequence[Part], basis: Basis, group: Mapping[str, Any]) -> float | None:
@@ -138,7 +135,7 @@ def _places(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Axis]]:
     for group in groups:
         for place in group["places"]:
             axes = found.setdefault(place["tensor"], {})
-            start = (place["role"] == "out", place["length"], {})
+            start: tuple[bool, int, dict[str, float]] = (place["role"] == "out", place["length"], {})
             axes.setdefault(place["axis"], start)[2][group["name"]] = place["width"]
     return {
         tensor: {number: Axis(*entry) for number, entry in axes.items()} for tensor, axes in found.items()

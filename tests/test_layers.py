@@ -29,8 +29,8 @@ HOST_SIDE = [
     "surgery",
     "group_facts",
     "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants",
-    "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram", "moments",
-    "flow", "refitting", "schemes", "mobile", "pipeline",
+    "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram",
+    "moments", "flow", "refitting", "schemes", "mobile", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 

@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, SIZES, take, with_sizes
+from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, SIZES, WHY, take, with_sizes
 from edgeprune.cli.stages import folder_of, go
 
 if TYPE_CHECKING:
+    from edgeprune.explanation import Explanation
     from edgeprune.pipeline import RunFolder
     from edgeprune.verdict import Verdict
 
 
 @click.command("gate")
 @click.argument("measurement", type=FILE, required=False)
-@take(*BY_COMMAND["gate"], *SIZES, OUT, JSON)
+@take(*BY_COMMAND["gate"], *SIZES, OUT, WHY, JSON)
 def gate(
     measurement: Path | None,
     out: Path | None,
     inputs: tuple[str, ...],
     dims: tuple[str, ...],
+    why: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -35,21 +37,29 @@ def gate(
     """
     folder = folder_of(measurement, out, inputs + dims)
     if folder is not None:
-        go(folder, options, ("bench", "gate", "report"), as_json, make=False)
+        go(folder, options, ("bench", "gate", "report"), as_json, make=False, why=why)
         return
     from edgeprune.measurement import load_measurement
     from edgeprune.pipeline.device import gate_on
+    from edgeprune.pipeline.explaining import explain_file
     from edgeprune.target import load_target
 
+    path = measurement or Path("measurement.json")
     target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
-    tell_verdicts(gate_on(target, load_measurement(measurement or Path("measurement.json"))), as_json)
+    verdicts = gate_on(target, load_measurement(path))
+    tell_verdicts(verdicts, as_json, why=explain_file(path, target, verdicts) if why else None)
 
 
-def tell_verdicts(verdicts: tuple[Verdict, ...], as_json: bool, run: RunFolder | None = None) -> None:
+def tell_verdicts(
+    verdicts: tuple[Verdict, ...],
+    as_json: bool,
+    run: RunFolder | None = None,
+    why: Explanation | None = None,
+) -> None:
     """Print the verdicts and exit with their code."""
     from rich.console import Console
 
-    from edgeprune.report import verdict_table
+    from edgeprune.report import verdict_table, why_lines
     from edgeprune.verdict import exit_code, verdicts_to_json
 
     code = exit_code(verdicts)
@@ -58,6 +68,8 @@ def tell_verdicts(verdicts: tuple[Verdict, ...], as_json: bool, run: RunFolder |
         if run is not None:
             found["out"] = str(run.path)
             found["stages"] = {name: run.facts(name) for name in run.stages}
+        if why is not None:
+            found["why"] = why.to_json()
         click.echo(json.dumps(found))
     else:
         console = Console(highlight=False, markup=False)
@@ -65,6 +77,8 @@ def tell_verdicts(verdicts: tuple[Verdict, ...], as_json: bool, run: RunFolder |
             console.print(verdict_table(verdicts))
         else:
             console.print("The target has no budgets: nothing was gated.")
+        if why is not None:
+            console.print("\n" + "\n".join(why_lines(why)), soft_wrap=True)
         words = {0: "passed: all budgets are met", 1: "failed: a budget is missed", 3: "cannot tell yet"}
         console.print(f"\n{words[code]}" if verdicts else "", style="bold")
         if run is not None and run.file("report.html").is_file():

@@ -10,6 +10,7 @@ from edgeprune.report.junit import junit_xml
 from edgeprune.report.markdown import report_markdown
 from edgeprune.report.page import report_html
 from edgeprune.report.terminal import comparison_table, verdict_table
+from edgeprune.report.why import why_lines
 from edgeprune.report.widths import widths_svg, widths_text
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "report_markdown",
     "training_curves",
     "verdict_table",
+    "why_lines",
     "widths_svg",
     "widths_text",
 ]
