@@ -111,7 +111,7 @@ class Explanation:
         size_bytes: Of the file.
         macs: Multiply-adds of one inference, or None.
         time_s: Of all kernels of an inference in the profile, or None.
-        operators: By time, else by bytes.
+        operators: Those with the largest share of bytes, multiply-adds or time first.
         groups: By channel group if these are known, else by layer; largest first.
         by_layer: ``groups`` are layers.
         missed: For each budget that did not pass.
@@ -194,7 +194,11 @@ def _operator_rows(
         OperatorRow(kind, count[kind], size[kind], macs[kind], run[kind], times.get(kind, 0.0))
         for kind in {**count, **times}
     ]
-    return tuple(sorted(rows, key=lambda row: (-row.time_s, -row.size_bytes, row.op_type)))
+    time, whole, products = (
+        max(sum(column), 1e-12) for column in (times.values(), size.values(), macs.values())
+    )
+    weight = {row: max(row.time_s / time, row.size_bytes / whole, row.macs / products) for row in rows}
+    return tuple(sorted(rows, key=lambda row: (-weight[row], row.op_type)))
 
 
 def _group_rows(parts: Sequence[Part], groups: Sequence[Mapping[str, Any]]) -> tuple[GroupRow, ...]:
@@ -269,7 +273,7 @@ def _other_ways(root: str) -> str:
         return "fp16 or int8 would save more, or a smaller network."
     if root.endswith("memory"):
         return "what is left is mostly onnxruntime's own; a smaller input would help."
-    return "a smaller network or input, or int8, would be needed."
+    return "a smaller network or a smaller input would be needed."
 
 
 def _share_needed(verdict: Verdict) -> float:

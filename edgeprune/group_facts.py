@@ -30,9 +30,9 @@ def group_facts(
     Returns:
         For each group ``name``, ``size`` (units in the dense network), ``kept`` (units that stay),
         ``frozen_because``, ``params_share`` and ``macs_share`` of the slim network as in ``Shares`` (a
-        product counts for the group that it makes and for the one that it reads), and ``places``: every axis of a
-        weight that the units occupy, with ``tensor``, ``axis``, ``role``, ``length`` in the slim network and
-        ``width``, the positions of a unit.
+        product counts for the group that it makes and for the one that it reads), and ``places``: every
+        axis of a weight that the units occupy, with ``tensor``, ``axis``, ``role``, ``length`` in the slim
+        network and ``width``, the positions of a unit.
     """
     shell = shell_of(model)
     slim_structure(shell, plan)
@@ -53,7 +53,8 @@ def group_facts(
         ]  # fmt: skip
         found.append(
             {"name": group.name, "size": group.size, "kept": len(keep),
-             "frozen_because": group.frozen_because, "params_share": portion.params_share, "macs_share": portion.macs_share, "places": places}
+             "frozen_because": group.frozen_because, "params_share": portion.params_share,
+             "macs_share": portion.macs_share, "places": places}
         )  # fmt: skip
     return found
 

@@ -36,7 +36,7 @@ def _operators(found: Explanation) -> list[str]:
         (
             row.op_type, str(row.nodes or "-"), format_quantity(row.size_bytes, "size"),
             _percent(row.size_bytes / found.size_bytes), _percent(row.macs / macs if macs else None),
-            str(row.kernels or "-"), format_quantity(row.time_s, "time") if time else "?",
+            str(row.kernels or "-"), _time(row.time_s, time),
             _percent(row.time_s / time if time else None),
         )
         for row in found.operators[:ROWS]
@@ -48,7 +48,7 @@ def _operators(found: Explanation) -> list[str]:
         rows.append(
             (f"{len(rest)} more", str(sum(row.nodes for row in rest) or "-"), format_quantity(size, "size"),
              _percent(size / found.size_bytes), _percent(sum(r.macs for r in rest) / macs if macs else None),
-             str(sum(row.kernels for row in rest) or "-"), format_quantity(spent, "time") if time else "?",
+             str(sum(row.kernels for row in rest) or "-"), _time(spent, time),
              _percent(spent / time if time else None))
         )  # fmt: skip
     rows.append(
@@ -118,6 +118,10 @@ def _wrapped(text: str, indent: str) -> list[str]:
 def _short(name: str) -> str:
     """A name that fits its column: its end tells more than its beginning."""
     return name if len(name) <= NAME else f"…{name[1 - NAME :]}"
+
+
+def _time(value: float, whole: float) -> str:
+    return "?" if not whole else format_quantity(value, "time") if value else "-"
 
 
 def _percent(value: float | None) -> str:
