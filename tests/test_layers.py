@@ -22,6 +22,7 @@ DEVICE_SIDE = [
     "benchmark", "verdict",
     "parts", "advice", "explanation",
     "sweep", "onnx_writer", "turns", "widths", "report",
+    "steadiness", "machine",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",

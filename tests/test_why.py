@@ -171,7 +171,7 @@ def test_a_run_without_notes_says_what_to_do(
     assert "could not read the run's scores" in err.replace("\n", " ")
 
 
-# --- each metric ------------------------------------------------------------------------------------------------
+# --- each metric ------------------------------------------------------------------------------------------
 
 
 class Fake(Measurement):
