@@ -79,7 +79,7 @@ def doctor(model: Path | None, names: tuple[str, ...], noise: bool, as_json: boo
         found = {"python": python, "platform": platform.platform(), "packages": versions,
                  "environment": environment, "processor": asdict(processor), "noise": quiet,
                  "providers": [
-                     asdict(one) | {"install": install_command(one.provider) if one.state == "absent" else None}
+                     asdict(one) | {"install": None if one.state != "absent" else install_command(one.provider)}
                      for one in providers
                  ], "targets": able,
                  "functional_targets": functional, "devices": asdict(devices), "browsers": browsers,
