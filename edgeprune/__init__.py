@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeprune import schemes
     from edgeprune.artifact import Artifact, load_artifact
     from edgeprune.benchmark import bench
+    from edgeprune.budget import Budget
     from edgeprune.channels import ChannelGroup, Member
     from edgeprune.cost import count_macs, count_params
     from edgeprune.data import Data, Normalization, load_data
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from edgeprune.schemes import Scores
     from edgeprune.selection import make_plan
     from edgeprune.surgery import load_slim, save_slim, slim
-    from edgeprune.target import Budget, Target, list_targets, load_target
+    from edgeprune.target import Target, list_targets, load_target
     from edgeprune.training import Checkpoints, Recipe, evaluate, predict, train
     from edgeprune.variants import convert
     from edgeprune.verdict import Verdict, exit_code, gate
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOME = {
     "artifact": ("Artifact", "load_artifact"),
     "benchmark": ("bench",),
+    "budget": ("Budget",),
     "cost": ("count_macs", "count_params"),
     "data": ("Data", "Normalization", "load_data"),
     "errors": ("EdgepruneError",),
@@ -52,7 +54,7 @@ _HOME = {
     "schemes": ("Scores", "schemes"),
     "selection": ("make_plan",),
     "surgery": ("load_slim", "save_slim", "slim"),
-    "target": ("Budget", "Target", "list_targets", "load_target"),
+    "target": ("Target", "list_targets", "load_target"),
     "training": ("Checkpoints", "Recipe", "evaluate", "predict", "train"),
     "variants": ("convert",),
     "verdict": ("Verdict", "exit_code", "gate"),

@@ -46,6 +46,10 @@ class ArtifactError(EdgepruneError):
     """An ONNX file or its sidecar is missing, broken or does not match."""
 
 
+class ReleaseError(EdgepruneError):
+    """A release file is missing, broken or of another format, or nothing in it can be compared."""
+
+
 class DataError(EdgepruneError):
     """A data set is missing, truncated or of the wrong shape."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeprune.advice import Change, most_cut, shrink
 from edgeprune.measurement import Measurement
-from edgeprune.metrics import METRICS, Estimate
+from edgeprune.metrics import GATED, METRICS, Estimate
 from edgeprune.onnx_nodes import Node, bytes_by_operator
 from edgeprune.parts import Basis, Part, make_parts, share, total
 from edgeprune.units import Quantity
@@ -235,16 +235,15 @@ def _weight(row: GroupRow) -> float:
 
 
 def _advice(verdict: Verdict, measurement: Measurement, parts: Sequence[Part], known: Known) -> Advice:
-    metric = verdict.metric.removesuffix("_vs_release")
-    root = metric.removesuffix("_ratio")
-    key = verdict.budget.key
-    if metric.removesuffix("_drop").endswith("accuracy") or "accuracy" in metric:
-        return Advice(key, METRICS[verdict.metric].quantity, lines=_for_accuracy(verdict, measurement, known))
+    about, key = GATED[verdict.metric], verdict.budget.key
+    root = about.basis or about.name.removesuffix("_ratio")
+    if "accuracy" in root:
+        return Advice(key, about.quantity, lines=_for_accuracy(verdict, measurement, known))
     basis = "time_s" if root.startswith("latency") else _BASES.get(root)
     wrong_way = verdict.budget.is_max == (root == "throughput")
     if basis is None or wrong_way:
-        line = f"Nothing is known on where {METRICS[verdict.metric].text} comes from."
-        return Advice(key, METRICS[verdict.metric].quantity, lines=(line,))
+        line = f"Nothing is known on where {METRICS.get(root, about).text} comes from."
+        return Advice(key, about.quantity, lines=(line,))
     source = "latency_p50" if basis == "time_s" and root != "instructions" else root
     of, quantity = _point(measurement.value(source)), METRICS[source].quantity
     if basis == "time_s" and root == "instructions" and not total(parts, "time_s"):
@@ -309,8 +308,9 @@ def _command(root: str, measurement: Measurement, share_needed: float, left: flo
 def _for_accuracy(verdict: Verdict, measurement: Measurement, known: Known) -> tuple[str, ...]:
     """The converse: what to give back. Scores say little of accuracy, so nothing is promised."""
     lines = []
-    dense = measurement.baseline.value(verdict.metric) if measurement.baseline else None
-    if not METRICS[verdict.metric].relative and isinstance(dense, float) and dense < verdict.budget.limit:
+    absolute = GATED[verdict.metric].quantity == "fraction"
+    dense = measurement.baseline.value(verdict.metric) if measurement.baseline and absolute else None
+    if isinstance(dense, float) and dense < verdict.budget.limit:
         lines.append("The dense network misses it too: train that one better first.")
     kept = most_cut(known.groups, known.scores, known.score_totals)[:5]
     facts = {group["name"]: group for group in known.groups}

@@ -15,7 +15,13 @@ from edgeprune.measurement_format import MEASUREMENT_FORMAT, format_fault
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.placement import functional_only
 from edgeprune.precision import fp32_accuracy
-from edgeprune.statistics import median_estimate, min_samples, percentile_estimate, ratio_estimate
+from edgeprune.statistics import (
+    median_estimate,
+    min_samples,
+    percentile_estimate,
+    percentile_ratio_estimate,
+    ratio_estimate,
+)
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,14 @@ class Measurement:
             return None
         if metric in _READERS:
             return _READERS[metric](self)
-        if metric.startswith("latency_p"):
+        if metric.startswith("latency_p") and not METRICS[metric].relative:
             return percentile_estimate(self.latency_samples_s, _percentile(metric))
         assert self.baseline is not None, "a metric that no reader knows is a ratio"
         basis = metric.removesuffix("_ratio")
-        slim, dense = _READERS[basis](self), _READERS[basis](self.baseline)
-        return slim / dense if isinstance(slim, float) and isinstance(dense, float) and dense else None
+        if metric.startswith("latency_p"):
+            sides = self.latency_samples_s, self.baseline.latency_samples_s
+            return percentile_ratio_estimate(*sides, _percentile(basis))
+        return _ratio(_READERS[basis](self), _READERS[basis](self.baseline))
 
     def is_out_of_reach(self, metric: str) -> bool:
         """Whether this device cannot measure a metric whatever is done: a simulator's time is nobody's."""
@@ -112,12 +120,13 @@ class Measurement:
             return f"{player} plays the processor: times mean nothing." if player else "Nothing was timed."
         if metric.startswith("latency_p"):
             count = sum(len(samples) for samples in self.latency_samples_s)
-            return f"It takes {min_samples(_percentile(metric))} samples, and there are {count}."
+            least = min_samples(_percentile(metric.removesuffix("_ratio")))
+            return f"It takes {least} samples, and there are {count}."
         sides = [self] if self.baseline is None or not METRICS[metric].relative else [self, self.baseline]
         fact = metric.removesuffix("_ratio").removesuffix("_drop")
-        if metric == "partitions":
-            return "The runner does not tell the order in which the nodes run."
         lacking = [side for side in sides if side.value(fact) is None]
+        if lacking and fact == "partitions":
+            return "The runner does not tell the order in which the nodes run."
         if lacking and fact == "peak_memory":
             return f"{lacking[0].memory['why']}."
         if lacking and fact in _MEMORY_PARTS:
@@ -137,7 +146,7 @@ class Measurement:
                 return f"{sides[0].artifact.path.name} and {name} were tested on different classes."
             text = _SIDECAR_TEXTS.get(fact, fact)
             return f"Nothing tells the {text} of the float32 file that {name} was made of."
-        return "It is 0 for the dense network."
+        return "It is 0 for the dense network, and not for this one."
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -203,6 +212,15 @@ def _as_float(fact: int | float | None) -> float | None:
     return None if fact is None else float(fact)
 
 
+def _ratio(slim: float | Estimate | None, dense: float | Estimate | None) -> float | None:
+    """Of two figures without an interval; nothing of nothing is as much."""
+    if not isinstance(slim, float) or not isinstance(dense, float):
+        return None
+    if dense == 0:
+        return 1.0 if slim == 0 else None
+    return slim / dense
+
+
 def _throughput(one: Measurement) -> Estimate | None:
     time = percentile_estimate(one.latency_samples_s, 50)
     return time and Estimate(1 / time.value, 1 / time.high, 1 / time.low, time.confidence, time.more_runs)
@@ -238,11 +256,24 @@ def _accuracy_drop(fact: str) -> Reader:
     return read
 
 
-def _cold_start_ratio(one: Measurement) -> Estimate | None:
+def _throughput_ratio(one: Measurement) -> Estimate | None:
+    time = one.latency_ratio
+    return time and Estimate(1 / time.value, 1 / time.high, 1 / time.low, time.confidence, time.more_runs)
+
+
+def _start(times: str) -> Reader:
+    return lambda one: median_estimate(getattr(one, times))
+
+
+def _start_ratio(times: str) -> Reader:
     """Both networks start in each process, and take turns in being the first."""
-    assert one.baseline is not None
-    both = zip(one.cold_start_s, one.baseline.cold_start_s, strict=True)
-    return ratio_estimate([[pair] for pair in both])
+
+    def read(one: Measurement) -> Estimate | None:
+        assert one.baseline is not None
+        both = zip(getattr(one, times), getattr(one.baseline, times), strict=True)
+        return ratio_estimate([[pair] for pair in both])
+
+    return read
 
 
 # Metric -> field of the artifact.
@@ -255,16 +286,16 @@ _ACCURACIES = {
 _SIDECAR_TEXTS = {"accuracy_top5": "top-5 accuracy", "worst_class_accuracy": "accuracy by class"}
 # Metric -> part of the memory's figures.
 _MEMORY_PARTS = {"arena_memory": "arena", "device_memory": "device"}
-_STARTS = {"load_time", "first_inference", "cold_start", "cold_start_ratio"}
-_TIMES = {"throughput", *_STARTS, *(name for name in METRICS if name.startswith("latency_"))}
+# Metric -> property that has it by process.
+_STARTS = {"load_time": "load_s", "first_inference": "first_inference_s", "cold_start": "cold_start_s"}
+_TIMES = tuple(name for name in METRICS if name.startswith(("latency", "throughput", *_STARTS)))
 # Percentiles and ratios of these follow by name.
 _READERS: dict[str, Reader] = {
     "latency_ratio": lambda one: one.latency_ratio,
     "throughput": _throughput,
-    "load_time": lambda one: median_estimate(one.load_s),
-    "first_inference": lambda one: median_estimate(one.first_inference_s),
-    "cold_start": lambda one: median_estimate(one.cold_start_s),
-    "cold_start_ratio": _cold_start_ratio,
+    "throughput_ratio": _throughput_ratio,
+    **{metric: _start(times) for metric, times in _STARTS.items()},
+    **{f"{metric}_ratio": _start_ratio(times) for metric, times in _STARTS.items()},
     "size": lambda one: float(one.artifact.size_bytes),
     "peak_memory": lambda one: _as_float(one.memory["peak_bytes"]),
     "arena_memory": lambda one: _as_float(one.memory["arena"]["peak_bytes"]),
@@ -279,6 +310,6 @@ _READERS: dict[str, Reader] = {
     "partitions": lambda one: _as_float(one.placement.get("partitions")),
 }
 _OF_THE_DEVICE = (
-    "latency", "throughput", "load_time", "first_inference", "cold_start",
+    "latency", "throughput", *_STARTS,
     "peak_memory", "arena_memory", "device_memory", "instructions",
 )  # fmt: skip

@@ -94,7 +94,8 @@ def _is_variant(value: Any) -> bool:
     return isinstance(value["source"], dict) and _is_accuracies(value["source"])
 
 
-def _is_artifact(value: Any) -> bool:
+def is_artifact(value: Any) -> bool:
+    """Whether a JSON value holds the facts of an artifact."""
     if not isinstance(value, dict) or set(value) != {field.name for field in fields(Artifact)}:
         return False
     numbers = [value[name] for name in ("macs", "params", "parity_error") if value[name] is not None]
@@ -113,7 +114,7 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "target_name": lambda value: isinstance(value, str),
     "target_sha256": lambda value: isinstance(value, str),
     "runtime": lambda value: isinstance(value, dict),
-    "artifact": _is_artifact,
+    "artifact": is_artifact,
     "environment": lambda value: isinstance(value, dict),
     "placement": _is_placement,
     "memory": _is_memory,

@@ -36,12 +36,14 @@ class Metric:
         quantity: Decides the unit that a target file must write.
         text: What it is, for people.
         relative: True if it compares with the dense network, so that a baseline is needed.
+        basis: Of a metric against an earlier release: the metric of ``METRICS`` that has moved.
     """
 
     name: str
     quantity: Quantity
     text: str
     relative: bool = False
+    basis: str = ""
 
 
 METRICS: dict[str, Metric] = {
@@ -52,9 +54,15 @@ METRICS: dict[str, Metric] = {
         Metric("latency_p95", "time", "latency p95"),
         Metric("latency_p99", "time", "latency p99"),
         Metric("latency_ratio", "ratio", "latency, slim / dense", relative=True),
+        Metric("latency_p90_ratio", "ratio", "latency p90, slim / dense", relative=True),
+        Metric("latency_p95_ratio", "ratio", "latency p95, slim / dense", relative=True),
+        Metric("latency_p99_ratio", "ratio", "latency p99, slim / dense", relative=True),
         Metric("throughput", "rate", "inferences/s"),
+        Metric("throughput_ratio", "ratio", "inferences/s, slim / dense", relative=True),
         Metric("load_time", "time", "load time"),
+        Metric("load_time_ratio", "ratio", "load time, slim / dense", relative=True),
         Metric("first_inference", "time", "first inference"),
+        Metric("first_inference_ratio", "ratio", "first inference, slim / dense", relative=True),
         Metric("cold_start", "time", "cold start"),
         Metric("cold_start_ratio", "ratio", "cold start, slim / dense", relative=True),
         Metric("size", "size", "ONNX file"),
@@ -78,7 +86,28 @@ METRICS: dict[str, Metric] = {
         Metric("worst_class_accuracy", "fraction", "worst class"),
         Metric("worst_class_accuracy_drop", "drop", "largest loss of a class", relative=True),
         Metric("parity_error", "error", "parity error"),
+        Metric("parity_error_ratio", "ratio", "parity error, slim / dense", relative=True),
         Metric("cpu_nodes", "count", "nodes on CPU"),
+        Metric("cpu_nodes_ratio", "ratio", "nodes on CPU, slim / dense", relative=True),
         Metric("partitions", "count", "partitions"),
+        Metric("partitions_ratio", "ratio", "partitions, slim / dense", relative=True),
     )
 }
+"""What a measurement tells."""
+
+
+def _against_release(metric: Metric) -> Metric:
+    """How a metric has moved since an earlier release: a ratio, of accuracies what was lost."""
+    if metric.quantity == "fraction":
+        text = f"{metric.text}, lost since the release"
+        return Metric(f"{metric.name}_drop_vs_release", "drop", text, basis=metric.name)
+    return Metric(f"{metric.name}_vs_release", "ratio", f"{metric.text}, now / release", basis=metric.name)
+
+
+RELEASE_METRICS: dict[str, Metric] = {
+    change.name: change for change in (_against_release(one) for one in METRICS.values() if not one.relative)
+}
+"""What a measurement and an earlier release tell together."""
+
+GATED: dict[str, Metric] = METRICS | RELEASE_METRICS
+"""What a budget can limit."""

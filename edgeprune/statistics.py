@@ -74,7 +74,7 @@ def ratio_estimate(pairs_by_process: Pairs) -> Estimate:
     ratios = [[slim / dense for slim, dense in pairs] for pairs in pairs_by_process]
     _check(ratios)
     value = float(np.median(np.concatenate(ratios)))
-    return _clustered(value, [float(np.median(process)) for process in ratios], floor=_FLOOR)
+    return clustered(value, [float(np.median(process)) for process in ratios], floor=_FLOOR)
 
 
 def percentile_estimate(samples_by_process: Sequence[Sequence[float]], q: float) -> Estimate | None:
@@ -95,7 +95,36 @@ def percentile_estimate(samples_by_process: Sequence[Sequence[float]], q: float)
     if sum(len(samples) for samples in samples_by_process) < min_samples(q):
         return None
     value = float(np.percentile(np.concatenate(samples_by_process), q))
-    return _clustered(value, [float(np.percentile(samples, q)) for samples in samples_by_process])
+    return clustered(value, [float(np.percentile(samples, q)) for samples in samples_by_process])
+
+
+def percentile_ratio_estimate(
+    slim_by_process: Sequence[Sequence[float]], dense_by_process: Sequence[Sequence[float]], q: float
+) -> Estimate | None:
+    """Estimate slim / dense of a percentile of latency.
+
+    A high percentile has no pairs: the slow runs of the two networks are not neighbours. Its ratio is taken
+    over all runs, and process by process for the interval, which is never narrower than ``MINIMAL_CLAIM``.
+
+    Args:
+        slim_by_process: For each process the slim network's samples, in seconds.
+        dense_by_process: The dense network's in the same processes.
+        q: Percentile in 0..100.
+
+    Returns:
+        The ratio with its 95 % interval; None if a network has fewer samples than ``min_samples(q)``.
+
+    Raises:
+        ValueError: Fewer than two processes, or a process without samples.
+    """
+    sides = (slim_by_process, dense_by_process)
+    for side in sides:
+        _check(side)
+        if sum(map(len, side)) < min_samples(q):
+            return None
+    slim, dense = (float(np.percentile(np.concatenate(side), q)) for side in sides)
+    both = zip(*([float(np.percentile(one, q)) for one in side] for side in sides), strict=True)
+    return clustered(slim / dense, [ours / theirs for ours, theirs in both], floor=_FLOOR)
 
 
 def median_estimate(figures: Sequence[float]) -> Estimate:
@@ -105,7 +134,7 @@ def median_estimate(figures: Sequence[float]) -> Estimate:
         ValueError: Fewer than two processes.
     """
     _check([[figure] for figure in figures])
-    return _clustered(float(np.median(figures)), figures)
+    return clustered(float(np.median(figures)), figures)
 
 
 def is_narrow(estimate: Estimate, processes: int) -> bool:
@@ -143,8 +172,14 @@ def _check(by_process: Sequence[Sequence[float]]) -> None:
         raise ValueError("an interval over processes needs at least two processes with samples")
 
 
-def _clustered(value: float, figures: Sequence[float], floor: float = 0.0) -> Estimate:
-    """Put the module's interval around ``value``, in logs at least ``floor`` to either side."""
+def clustered(value: float, figures: Sequence[float], floor: float = 0.0) -> Estimate:
+    """Put the module's interval around a value.
+
+    Args:
+        value: Above 0.
+        figures: One of each process, in their order; at least two.
+        floor: In logs the interval reaches at least so far to either side.
+    """
     half = _half_width(np.log(figures))
     # Width goes as 1 / sqrt(processes).
     more = None if half <= _FLOOR else _round_up(len(figures) * (half / _FLOOR) ** 2)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from edgeprune.errors import TargetError, UsageError
-from edgeprune.metrics import METRICS
-from edgeprune.units import parse_quantity, show_value
-
-T = TypeVar("T")
+from edgeprune.budget import BUDGET_KEYS, Budget, read_budgets
+from edgeprune.errors import TargetError
+from edgeprune.toml_table import TomlTable, did_you_mean
+from edgeprune.units import show_value
 
 CHANNEL_MULTIPLE = 8  # when the file says nothing: what the vector units of CPUs take at once
 RUNNERS = ("local", "ssh", "adb", "browser")
@@ -27,7 +25,6 @@ RUNTIME_KEYS = (
     "precision", "input", "inputs", "dims",
 )  # fmt: skip
 SHAPE_RULE = "whole numbers of at least 1, e.g. [1, 3, 32, 32]"
-BUDGET_KEYS = tuple(f"{end}_{metric}" for metric in METRICS for end in ("max", "min"))
 
 # Every execution provider that a build of onnxruntime can have; the bench says whether this one has it.
 PROVIDERS = (
@@ -57,25 +54,6 @@ PROVIDERS = (
     "WebNNExecutionProvider",
     "XnnpackExecutionProvider",
 )
-
-
-@dataclass(frozen=True)
-class Budget:
-    """One limit.
-
-    Attributes:
-        key: As in the file, e.g. ``"max_latency_p95"``.
-        metric: Key without ``max_``/``min_``; a key of ``METRICS``.
-        is_max: True if the metric must not be above ``limit``, False if not below.
-        limit: In SI units.
-        text: The limit as written, e.g. ``"12 ms"``.
-    """
-
-    key: str
-    metric: str
-    is_max: bool
-    limit: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -162,7 +140,7 @@ def load_target(name_or_path: str | Path) -> Target:
     path = _find(str(name_or_path))
     content, table = _read(path)
     faults: list[str] = []
-    top = _Table("", table, faults)
+    top = TomlTable("", table, faults)
     name = top.take("name", _text, "a text that is not empty", "")
     if "name" not in table:
         faults.append('name: missing, expected the device in words, e.g. name = "Raspberry Pi 5"')
@@ -170,8 +148,8 @@ def load_target(name_or_path: str | Path) -> Target:
         "channel_multiple", _positive, "a whole number of at least 1", CHANNEL_MULTIPLE
     )
     runtime = _runtime(top.table("runtime"))
-    budgets = _budgets(top.table("budgets"))
-    top.refuse_unknown(TOP_KEYS)
+    budgets = read_budgets(top.table("budgets"), _belongs)
+    top.refuse_unknown(TOP_KEYS, hint=_belongs)
     if faults:
         count = f"{len(faults)} place{'s' if len(faults) > 1 else ''}"
         lines = "".join(f"\n  {number}. {fault}" for number, fault in enumerate(faults, 1))
@@ -191,7 +169,7 @@ def _find(name_or_path: str) -> Path:
             where="--target",
             value=show_value(name_or_path),
             expected=f"one of {', '.join(shipped) or 'none'}, or a path",
-            hint=f"{_did_you_mean(name_or_path, shipped)}{own}".strip(),
+            hint=f"{did_you_mean(name_or_path, shipped)}{own}".strip(),
         )
     return shipped[name_or_path]
 
@@ -227,53 +205,8 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
         raise TargetError(problem, where=str(path), value=value) from None
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
-    return f' Did you mean "{folded[close[0]]}"?' if close else ""
-
-
-class _Table:
-    """A table of the file. What is taken is checked; faults are gathered, not raised."""
-
-    def __init__(self, name: str, values: dict[str, Any], faults: list[str]) -> None:
-        self.name, self.values, self.faults = name, values, faults
-
-    def fault(self, key: str, rule: str) -> None:
-        full_key = f"{self.name}.{key}" if self.name else key
-        self.faults.append(f"{full_key} = {show_value(self.values[key])}: {rule}")
-
-    def take(self, key: str, read: Callable[[Any], T | None], rule: str, default: T) -> T:
-        """What ``read`` makes of ``key``; ``default`` if it is absent or, with a fault, breaks the rule."""
-        if key not in self.values:
-            return default
-        value = read(self.values[key])
-        if value is None:
-            self.fault(key, f"expected {rule}")
-            return default
-        return value
-
-    def table(self, key: str) -> _Table:
-        name = f"{self.name}.{key}" if self.name else key
-        value = self.values.get(key, {})
-        if not isinstance(value, dict):
-            self.fault(key, f"expected a table, [{name}]")
-            value = {}
-        return _Table(name, value, self.faults)
-
-    def refuse_unknown(self, known: tuple[str, ...], known_text: str = "") -> None:
-        """A fault for each key that is not known: a misspelt one must not be ignored."""
-        for key in self.values:
-            if key not in known:
-                what = "table" if isinstance(self.values[key], dict) else "key"
-                rule = f"unknown {what}, expected {known_text or 'one of ' + ', '.join(known)}."
-                self.fault(key, f"{rule}{_belongs(key, self.name) or _did_you_mean(key, known)}")
-
-
 def _belongs(key: str, table: str) -> str:
-    """A hint for a key that is known in another table, or a metric without max_ or min_."""
-    if table == "budgets" and key in METRICS:
-        return f' Did you mean "max_{key}" or "min_{key}"?'
+    """A hint for a key that is known in another table."""
     homes = {"": TOP_KEYS, "runtime": RUNTIME_KEYS, "budgets": BUDGET_KEYS}
     home = next((name for name, keys in homes.items() if name != table and key in keys), None)
     if home is None:
@@ -307,13 +240,13 @@ def _option(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
-def _runtime(table: _Table) -> Runtime:
+def _runtime(table: TomlTable) -> Runtime:
     default = Runtime()
     options, inputs, dims = (table.table(key) for key in ("provider_options", "inputs", "dims"))
     provider_rule = "the name of an execution provider of onnxruntime."
     provider = table.values.get("provider")
     if isinstance(provider, str):
-        provider_rule += _did_you_mean(provider, PROVIDERS) or f" Known: {', '.join(PROVIDERS)}."
+        provider_rule += did_you_mean(provider, PROVIDERS) or f" Known: {', '.join(PROVIDERS)}."
     text_rule = "a text that is not empty"
     runtime = Runtime(
         runner=table.take("runner", _one_of(RUNNERS), f"one of {', '.join(RUNNERS)}", default.runner),
@@ -351,28 +284,5 @@ def _runtime(table: _Table) -> Runtime:
         )
     if runner != "browser" and "web" in table.values:
         table.fault("web", 'is for the runner "browser" alone')
-    table.refuse_unknown(RUNTIME_KEYS)
+    table.refuse_unknown(RUNTIME_KEYS, hint=_belongs)
     return runtime
-
-
-def _budgets(table: _Table) -> tuple[Budget, ...]:
-    budgets: dict[str, Budget] = {}
-    for key, written in table.values.items():
-        if key not in BUDGET_KEYS:
-            continue
-        end, _, metric = key.partition("_")
-        try:
-            limit = parse_quantity(written, METRICS[metric].quantity)
-        except UsageError as error:
-            table.fault(key, f"expected {error.expected}. {error.hint}".rstrip())
-            continue
-        text = " ".join(written.split()) if isinstance(written, str) else show_value(written)
-        budgets[key] = Budget(key, metric, end == "max", limit, text)
-    for key, budget in budgets.items():
-        least = budgets.get(f"min_{budget.metric}")
-        if budget.is_max and least and least.limit > budget.limit:
-            table.fault(
-                key, f"below {least.key} = {show_value(table.values[least.key])}, so nothing can pass"
-            )
-    table.refuse_unknown(BUDGET_KEYS, f"max_ or min_ and one of {', '.join(METRICS)}")
-    return tuple(budgets.values())

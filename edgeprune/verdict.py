@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+from edgeprune.budget import Budget
+from edgeprune.compared import Compared, Earlier
 from edgeprune.errors import RunError
-from edgeprune.metrics import METRICS, Estimate
+from edgeprune.measurement import Measurement
+from edgeprune.metrics import GATED, Estimate
 from edgeprune.statistics import MINIMAL_CLAIM
-from edgeprune.target import Budget
 from edgeprune.units import Quantity, format_interval, format_quantity
 
-State = Literal["passed", "failed", "unmeasured", "cannot tell"]
-VERDICTS_FORMAT = 1
+State = Literal["passed", "failed", "unmeasured", "cannot tell", "skipped"]
+VERDICTS_FORMAT = 2
 
 # A drop is the difference of two floats, so 0.92 - 0.91 comes out as 0.010000000000000009. All else is exact.
 _ROUNDING = 1e-12
@@ -42,7 +44,8 @@ class Verdict:
         measured: In SI units; None if it was not measured or is not a number.
         state: ``"passed"`` if the interval's bad end keeps to the limit, ``"failed"`` if not even its good
             end does, ``"cannot tell"`` in between, ``"unmeasured"`` without a value, but ``"cannot tell"`` if
-            no measurement on this device could have one, e.g. latency on a simulator.
+            no measurement on this device could have one, e.g. latency on a simulator; ``"skipped"``
+            without a value if the budget is optional.
         margin: Room left between the point estimate and the limit, in the unit of the metric; negative if the
             limit is missed, None if nothing was measured.
         text: The margin, or the reason, for people.
@@ -67,10 +70,12 @@ class Verdict:
     @property
     def measured_text(self) -> str:
         """The measured value for people, with its interval if it has one."""
-        return format_measured(self.measured, METRICS[self.metric].quantity)
+        return format_measured(self.measured, GATED[self.metric].quantity)
 
 
-def gate(budgets: Iterable[Budget], measurement: Measured) -> tuple[Verdict, ...]:
+def gate(
+    budgets: Iterable[Budget], measurement: Measured, *, release: Earlier | None = None
+) -> tuple[Verdict, ...]:
     """Hold a measurement against its budgets.
 
     A value that is uncertain passes only if all of its interval does, and fails only if none of it does.
@@ -79,16 +84,19 @@ def gate(budgets: Iterable[Budget], measurement: Measured) -> tuple[Verdict, ...
     Args:
         budgets: Of the target.
         measurement: Of the slim network.
+        release: An earlier release, for the budgets against it (``load_release``).
 
     Returns:
         One verdict for each budget, in their order.
     """
-    return tuple(_judge(budget, measurement) for budget in budgets)
+    measured = Compared(measurement, release) if isinstance(measurement, Measurement) else measurement
+    return tuple(_judge(budget, measured) for budget in budgets)
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> Literal[0, 1, 3]:
     """The exit code of the gate: 1 if a budget failed or is unmeasured, else 3 if one cannot be told, else 0.
 
+    One that is skipped counts for nothing.
     Without any budget nothing can fail: 0, and it is for the caller to say that there were none.
     """
     states = {verdict.state for verdict in verdicts}
@@ -110,6 +118,8 @@ def _judge(budget: Budget, measurement: Measured) -> Verdict:
     measured = measurement.value(budget.metric)
     if measured is None:
         why = (measurement.why_unmeasured(budget.metric) or "no reason known").rstrip(".")
+        if budget.optional:
+            return Verdict(budget, None, "skipped", None, f"optional, and not measured: {why}")
         if measurement.is_out_of_reach(budget.metric):
             return Verdict(budget, None, "cannot tell", None, f"could not measure: {why}")
         return Verdict(budget, None, "unmeasured", None, f"not measured: {why}")
@@ -128,7 +138,7 @@ def _state(budget: Budget, measured: float | Estimate | None) -> State:
     if not math.isfinite(ends[0]) or any(map(math.isnan, ends)):
         return "unmeasured"
     sign = 1.0 if budget.is_max else -1.0  # so that smaller is better
-    limit = sign * budget.limit + (_ROUNDING if METRICS[budget.metric].quantity == "drop" else 0.0)
+    limit = sign * budget.limit + (_ROUNDING if GATED[budget.metric].quantity == "drop" else 0.0)
     keeps = [sign * end <= limit for end in ends]
     return "passed" if all(keeps) else "cannot tell" if any(keeps) else "failed"
 
@@ -164,7 +174,7 @@ def format_margin(margin: float, budget: Budget, *, signed: bool = False) -> str
         budget: Its budget.
         signed: Write the sign and no percentage; else the size of the margin.
     """
-    quantity = METRICS[budget.metric].quantity
+    quantity = GATED[budget.metric].quantity
     share = abs(margin / budget.limit) if budget.limit else 0.0
     room = format_quantity(
         margin if signed else abs(margin),
@@ -191,7 +201,7 @@ def verdicts_to_json(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def verdicts_from_json(value: Any) -> tuple[Verdict, ...]:
-    """The verdicts that ``verdicts_to_json`` wrote.
+    """The verdicts that ``verdicts_to_json`` wrote, or, of one target, ``outcomes_to_json``.
 
     Raises:
         RunError: The value is something else, or from another format.
@@ -215,13 +225,17 @@ def verdicts_from_json(value: Any) -> tuple[Verdict, ...]:
 
 def _verdict_from_json(row: dict[str, Any]) -> Verdict:
     budget = Budget(**row["budget"])
-    if budget.metric not in METRICS:
+    if budget.metric not in GATED:
         raise ValueError(f"unknown metric {budget.metric}")
     measured = row["measured"]
     if isinstance(measured, dict):
         low = -math.inf if measured["low"] is None else measured["low"]
         high = math.inf if measured["high"] is None else measured["high"]
         measured = Estimate(**{**measured, "low": low, "high": high})
-    if row["state"] != _state(budget, measured) and (measured is not None or row["state"] != "cannot tell"):
+    states: set[str] = {_state(budget, measured)}
+    if measured is None:
+        states |= {"cannot tell"} | ({"skipped"} if budget.optional else set())
+    if row["state"] not in states:
         raise ValueError(f"state '{row['state']}' of {budget.key} does not follow from its figures")
-    return Verdict(**{**row, "budget": budget, "measured": measured})
+    told = {key: value for key, value in row.items() if key != "target"}
+    return Verdict(**{**told, "budget": budget, "measured": measured})

@@ -14,14 +14,15 @@ PACKAGE = Path(edgeprune.__file__).parent
 
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
-    "errors", "launch", "files", "units", "telemetry", "metrics", "target", "external_data", "artifact",
-    "statistics",
+    "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "toml_table", "budget",
+    "target", "external_data", "artifact", "statistics",
     "protobuf", "onnx_nodes",
-    "precision",
-    "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
-    "benchmark", "verdict",
+    "precision", "runners", "availability", "noise",
+    "instructions", "placement", "measurement_format", "measurement", "record", "comparison", "compared",
+    "benchmark", "verdict", "outcome", "release",
     "parts", "advice", "explanation",
-    "sweep", "onnx_writer", "turns", "widths", "report",
+    "sweep", "onnx_writer", "turns",
+    "widths", "report",
     "steadiness", "machine",
 ]  # fmt: skip
 HOST_SIDE = [

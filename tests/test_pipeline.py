@@ -160,7 +160,7 @@ def test_settings_make_the_command_that_makes_them() -> None:
     ):
         assert part in command
     assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
-    with pytest.raises(UsageError, match="settings: a key is speed, expected the keys batch_size"):
+    with pytest.raises(UsageError, match="settings: a key is speed, expected the keys against, batch_size"):
         Settings.from_json({"model": "resnet20", "speed": 1})
     with pytest.raises(UsageError, match="model is missing"):
         Settings.from_json({})

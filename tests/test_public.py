@@ -23,7 +23,7 @@ SURFACE = {
     "export": "(model, example, path, *, data=None, dynamic_batch=False, opset=18, tolerance=0.0001, "
     "provenance=None, verify_input=None)",
     "find_groups": "(model, example, *, exact=True, channel_select=False)",
-    "gate": "(budgets, measurement)",
+    "gate": "(budgets, measurement, *, release=None)",
     "list_targets": "()",
     "load_artifact": "(path)",
     "load_data": "(spec, *, batch_size=128, seed=0, normalization=None, download=False, image_size=None, "

@@ -230,7 +230,7 @@ def test_json_round_trip():
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda value: value | {"format": 2},
+        lambda value: value | {"format": 1},
         lambda value: value | {"exit_code": 0},
         lambda value: value["verdicts"],
         lambda value: value | {"verdicts": [value["verdicts"][0] | {"state": "fine"}]},

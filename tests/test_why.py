@@ -13,11 +13,11 @@ import pytest
 from edgeprune.artifact import Artifact
 from edgeprune.explanation import Known, explain
 from edgeprune.measurement import Measurement
-from edgeprune.metrics import METRICS, Estimate
+from edgeprune.metrics import GATED, METRICS, Estimate
 from edgeprune.onnx_nodes import Node
 from edgeprune.report import why_lines
 from edgeprune.target import Budget
-from edgeprune.verdict import Verdict, gate
+from edgeprune.verdict import Verdict
 from tests.conftest import TARGET, TINY, run
 
 MISSED = """
@@ -85,7 +85,7 @@ def test_a_run_folder(
     assert "max_params:" not in out  # a budget that is met needs no advice
 
     code, out = gated(folder, monkeypatch, capsys, "run", "--target", "strict.toml", "--why", "--json")
-    why = json.loads(out)["why"]
+    why = json.loads(out)["why"]["strict"]
     rows = {row["name"]: row for row in why["groups"]}
     assert set(rows) == {"0", "3", "8"}
     assert all(0 < share <= 1 for row in rows.values() for share in row["shares"])
@@ -96,6 +96,17 @@ def test_a_run_folder(
     nodes = {row["op_type"]: row for row in why["operators"]}
     assert nodes["Conv"]["nodes"] == 2
     assert nodes["Conv"]["time_s"] > 0
+
+
+def test_two_targets_are_explained_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--target", "strict.toml", "--target", "test.toml", "--why", "--json"]
+    code, out = gated(folder, monkeypatch, capsys, *words)
+    assert code == 1
+    why = json.loads(out)["why"]
+    assert {name: len(one["missed"]) for name, one in why.items()} == {"strict": 4, "test": 0}
+    assert why["test"]["operators"]
 
 
 def test_without_why_nothing_of_it_is_said(
@@ -117,7 +128,7 @@ def test_what_is_advised_meets_the_budget(
     from edgeprune.surgery import load_slim, slim
 
     _, out = gated(folder, monkeypatch, capsys, "run", "--target", "strict.toml", "--why", "--json")
-    found = json.loads(out)["why"]
+    found = json.loads(out)["why"]["strict"]
     advice = next(one for one in found["missed"] if one["key"] == "max_macs_ratio")
     net, example = load_slim(folder / "run" / "slim.safetensors"), torch.rand(1, 3, 32, 32)
     groups = find_groups(net, example)
@@ -148,9 +159,15 @@ def test_a_measurement_beside_its_file(
     shutil.copy(folder / "run" / "dense.onnx", tmp_path / "slim.onnx")
     (tmp_path / "slim.onnx.json").unlink()
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, "gate", "--target", "strict.toml", "--why")
-    assert code == 2
-    assert "another file than the one that was measured" in err.replace("\n", " ")
+    code, out, _ = run(capsys, "gate", "--target", "strict.toml", "--why")
+    assert code == 1  # the verdicts stand
+    flat = " ".join(out.split())
+    assert "Where it sits is not known" in flat
+    assert "another file than the one that was measured" in flat
+    (tmp_path / "slim.onnx").unlink()
+    code, out, _ = run(capsys, "gate", "--target", "strict.toml", "--why", "--json")
+    assert code == 1
+    assert "slim.onnx is not a file" in json.loads(out)["why"]["strict"]["error"]
 
 
 def test_a_run_without_notes_says_what_to_do(
@@ -166,9 +183,9 @@ def test_a_run_without_notes_says_what_to_do(
 
     (tmp_path / "copy" / "run" / "scores.npz").write_bytes(b"nothing")
     about.write_text((folder / "run" / "run.json").read_text())
-    code, _, err = run(capsys, "gate", "run", "--target", "strict.toml", "--why")
-    assert code == 2
-    assert "could not read the run's scores" in err.replace("\n", " ")
+    code, out, _ = run(capsys, "gate", "run", "--target", "strict.toml", "--why")
+    assert code == 1
+    assert "could not read the run's scores" in " ".join(out.split())
 
 
 # --- each metric ------------------------------------------------------------------------------------------
@@ -179,7 +196,7 @@ class Fake(Measurement):
 
     def value(self, metric: str) -> float | Estimate | None:
         return {"throughput": Estimate(100.0, 90.0, 110.0), "latency_p50": Estimate(0.01, 0.009, 0.011)}.get(
-            metric, 0.5 if metric.endswith("_ratio") or "accuracy" in metric else 1000.0
+            metric, 0.5 if GATED[metric].quantity in ("ratio", "fraction", "drop") else 1000.0
         )
 
 
@@ -203,21 +220,19 @@ PROFILE = {"kernels": [{"name": "c", "op_type": "Conv", "time_s": 0.002, "tensor
 
 def missed(metric: str, share: float = 0.25) -> tuple[Verdict, ...]:
     """A verdict on a budget that is missed by a share of what was measured."""
-    is_max = metric != "throughput" and ("accuracy" not in metric or metric.endswith("_drop"))
+    is_max = not metric.startswith("throughput") and ("accuracy" not in metric or "_drop" in metric)
     value = fake().value(metric)
     worst = value if isinstance(value, float) else value.high if is_max else value.low  # type: ignore
     limit = worst * (1 - share) if is_max else worst / (1 - share)
     key = f"{'max' if is_max else 'min'}_{metric}"
-    verdicts = gate([Budget(key, metric, is_max, limit, "x")], fake())
-    assert verdicts[0].state != "passed"
-    return verdicts
+    return (Verdict(Budget(key, metric, is_max, limit, "x"), value, "failed", -1.0, "missed"),)
 
 
 SPREAD = ("size", "params", "macs", "latency", "throughput", "instructions", "peak_memory", "arena_memory",
           "device_memory")  # fmt: skip
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", GATED)
 def test_every_metric_has_advice_or_says_that_there_is_none(metric: str) -> None:
     found = explain(fake(), missed(metric), NODES, PROFILE, KNOWN)
     (advice,) = found.missed
@@ -236,7 +251,8 @@ def test_every_metric_has_advice_or_says_that_there_is_none(metric: str) -> None
         assert "a keeps 10 of 20 units, 25% of its score." in advice.lines
         assert advice.needed is None
     else:
-        assert advice.lines == (f"Nothing is known on where {METRICS[metric].text} comes from.",)
+        root = metric.removesuffix("_ratio").removesuffix("_vs_release")
+        assert advice.lines == (f"Nothing is known on where {METRICS[root].text} comes from.",)
     assert all(len(line) <= 80 or "Plan again" in line for line in why_lines(found))
     json.dumps(found.to_json(), allow_nan=False)
 

@@ -75,11 +75,15 @@ def doctor(model: Path | None, names: tuple[str, ...], noise: bool, as_json: boo
     partitions = _partitions(model) if model is not None else None
     python = sys.version.split()[0]
     if as_json:
+        brought = {
+            (one.provider, one.state): install_command(one.provider) if one.state == "absent" else None
+            for one in providers
+        }
         quiet = None if steadiness is None else {**asdict(steadiness), "quiet": steadiness.quiet}
         found = {"python": python, "platform": platform.platform(), "packages": versions,
                  "environment": environment, "processor": asdict(processor), "noise": quiet,
                  "providers": [
-                     asdict(one) | {"install": None if one.state != "absent" else install_command(one.provider)}
+                     asdict(one) | {"install": brought[one.provider, one.state]}
                      for one in providers
                  ], "targets": able,
                  "functional_targets": functional, "devices": asdict(devices), "browsers": browsers,

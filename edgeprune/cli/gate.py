@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.cli.options import BY_COMMAND, FILE, JSON, OUT, SIZES, WHY, take, with_sizes
-from edgeprune.cli.stages import folder_of, go
+from edgeprune.cli.options import (
+    AGAINST,
+    BENCH,
+    FILE,
+    JSON,
+    OUT,
+    SIZES,
+    TARGETS,
+    WHY,
+    given,
+    take,
+    with_sizes,
+)
+from edgeprune.cli.stages import folder_of, open_or_make
+from edgeprune.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeprune.explanation import Explanation
+    from edgeprune.outcome import Outcome
     from edgeprune.pipeline import RunFolder
-    from edgeprune.verdict import Verdict
+    from edgeprune.target import Target
+
+OUTPUTS = (
+    click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML, a suite for each target."),
+    click.option("--markdown", type=FILE, metavar="FILE", help="Write Markdown for a pull request."),
+    click.option(
+        "--json-schema", "schema", is_flag=True, help="Print the JSON schema of --json and of verdicts.json."
+    ),
+)
 
 
 @click.command("gate")
-@click.argument("measurement", type=FILE, required=False)
-@take(*BY_COMMAND["gate"], *SIZES, OUT, WHY, JSON)
+@click.argument("measurements", metavar="[MEASUREMENT]...", type=FILE, nargs=-1)
+@take(TARGETS, AGAINST, *BENCH, *SIZES, OUT, *OUTPUTS, WHY, JSON)
 def gate(
-    measurement: Path | None,
+    measurements: tuple[Path, ...],
+    targets: tuple[str, ...],
+    against: str | None,
     out: Path | None,
     inputs: tuple[str, ...],
     dims: tuple[str, ...],
+    junit: Path | None,
+    markdown: Path | None,
+    schema: bool,
     why: bool,
     as_json: bool,
     **options: Any,
@@ -34,53 +63,126 @@ def gate(
     MEASUREMENT is a file that `edgeprune bench` wrote (default: measurement.json) or a run folder,
     which is measured again if the target runs networks in another way than it was measured. A file
     that was measured with --input or --dim is gated with the same.
+
+    With several targets a run folder is measured for each; of several files each target takes the
+    one that was measured as it asks. The exit code is the worst: 1 before 3 before 0.
     """
-    folder = folder_of(measurement, out, inputs + dims)
-    if folder is not None:
-        go(folder, options, ("bench", "gate", "report"), as_json, make=False, why=why)
-        return
-    from edgeprune.measurement import load_measurement
-    from edgeprune.pipeline.device import gate_on
-    from edgeprune.pipeline.explaining import explain_file
+    from edgeprune.pipeline.explaining import explain_files, explain_run
     from edgeprune.target import load_target
 
-    path = measurement or Path("measurement.json")
-    target = with_sizes(load_target(options["target"] or "local-cpu"), inputs, dims)
-    verdicts = gate_on(target, load_measurement(path))
-    tell_verdicts(verdicts, as_json, why=explain_file(path, target, verdicts) if why else None)
+    if schema:
+        from importlib.resources import files
+
+        click.echo(
+            files("edgeprune").joinpath("schemas", "verdicts.schema.json").read_text("utf-8"), nl=False
+        )
+        return
+    folder = folder_of(measurements[0] if len(measurements) == 1 else None, out, inputs + dims)
+    if folder is not None:
+        settings = given({**options, "target": targets[0] if targets else None, "against": against})
+        run = open_or_make(folder, settings, make=False)
+        on = [load_target(name) for name in targets or (run.settings.target,)]
+        outcomes = _gate_folder(run, on)
+        told = explain_run(run, on, outcomes) if why else {}
+        tell_outcomes(outcomes, as_json, run, junit=junit, markdown=markdown, why=told)
+        return
+    from edgeprune.measurement import load_measurement
+    from edgeprune.pipeline.gating import gate_files
+    from edgeprune.release import load_release
+
+    for path in measurements:
+        if path.is_dir():
+            raise UsageError(
+                "could not gate", where="MEASUREMENT", value=f"the folder {path}",
+                expected="files, or one run folder alone",
+            )  # fmt: skip
+    wanted = [with_sizes(load_target(name), inputs, dims) for name in targets or ("local-cpu",)]
+    release = None if against is None else load_release(against)
+    paths = measurements or (Path("measurement.json"),)
+    outcomes = gate_files([load_measurement(path) for path in paths], wanted, release)
+    told = explain_files(paths, wanted, outcomes) if why else {}
+    tell_outcomes(outcomes, as_json, junit=junit, markdown=markdown, why=told)
 
 
-def tell_verdicts(
-    verdicts: tuple[Verdict, ...],
+def _gate_folder(run: RunFolder, targets: Sequence[Target]) -> tuple[Outcome, ...]:
+    """Measure a run where that is missing, and gate it on each target."""
+    from edgeprune.cli.display import Display
+    from edgeprune.pipeline.gating import gate_run
+
+    with Display() as listener:
+        return gate_run(run, targets, listener)
+
+
+def tell_outcomes(
+    outcomes: Sequence[Outcome],
     as_json: bool,
     run: RunFolder | None = None,
-    why: Explanation | None = None,
+    *,
+    junit: Path | None = None,
+    markdown: Path | None = None,
+    why: Mapping[str, Explanation | str] | None = None,
 ) -> None:
-    """Print the verdicts and exit with their code."""
-    from rich.console import Console
+    """Print the verdicts, write what CI reads, and exit with the worst code."""
+    from edgeprune.files import write_text
+    from edgeprune.outcome import outcomes_to_json, worst
+    from edgeprune.report import junit_xml, pull_request_markdown
 
-    from edgeprune.report import verdict_table, why_lines
-    from edgeprune.verdict import exit_code, verdicts_to_json
-
-    code = exit_code(verdicts)
+    if junit is not None:
+        write_text(junit, junit_xml(outcomes))
+    if markdown is not None:
+        write_text(markdown, pull_request_markdown(outcomes))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        _tell_github(outcomes)
     if as_json:
-        found: dict[str, Any] = dict(verdicts_to_json(verdicts))
+        found = outcomes_to_json(outcomes)
         if run is not None:
             found["out"] = str(run.path)
             found["stages"] = {name: run.facts(name) for name in run.stages}
-        if why is not None:
-            found["why"] = why.to_json()
+        if why:
+            told = {
+                name: {"error": one} if isinstance(one, str) else one.to_json() for name, one in why.items()
+            }
+            found["why"] = told
         click.echo(json.dumps(found))
     else:
-        console = Console(highlight=False, markup=False)
-        if verdicts:
-            console.print(verdict_table(verdicts))
-        else:
-            console.print("The target has no budgets: nothing was gated.")
-        if why is not None:
-            console.print("\n" + "\n".join(why_lines(why)), soft_wrap=True)
-        words = {0: "passed: all budgets are met", 1: "failed: a budget is missed", 3: "cannot tell yet"}
-        console.print(f"\n{words[code]}" if verdicts else "", style="bold")
-        if run is not None and run.file("report.html").is_file():
-            console.print(f"report: {run.file('report.html')}", soft_wrap=True)
-    click.get_current_context().exit(code)
+        _print(outcomes, run, why or {})
+    click.get_current_context().exit(worst(outcomes))
+
+
+def _print(outcomes: Sequence[Outcome], run: RunFolder | None, why: Mapping[str, Explanation | str]) -> None:
+    """A table for each target, its reasons, and what it comes to."""
+    from rich.console import Console
+
+    from edgeprune.report import reason_lines, verdict_table, why_lines
+    from edgeprune.report.content import printable
+
+    console = Console(highlight=False, markup=False)
+    for number, outcome in enumerate(outcomes):
+        if len(outcomes) > 1:
+            heading = f"{outcome.name} ({outcome.target})"
+            console.print(f"{chr(10) if number else ''}{printable(heading)}", style="bold")
+        if outcome.verdicts:
+            console.print(verdict_table(outcome.verdicts, min(80, console.width)))
+            lines = reason_lines(outcome.verdicts)
+            console.print(*([""] if lines else []), *lines, sep="\n")
+        if outcome.target in why:
+            told = why[outcome.target]
+            text = [f"Where it sits is not known: {told}"] if isinstance(told, str) else why_lines(told)
+            console.print("", *text, sep="\n", soft_wrap=not isinstance(told, str))
+        if outcome.error:
+            console.print(printable(outcome.error, keep="\n"))
+        console.print(f"{chr(10) if outcome.verdicts else ''}{outcome.sentence}", style="bold")
+    if run is not None and run.file("report.html").is_file():
+        console.print(f"report: {run.file('report.html')}", soft_wrap=True)
+
+
+def _tell_github(outcomes: Sequence[Outcome]) -> None:
+    """Annotations, on stderr since stdout may be one JSON object, and the summary of the step."""
+    from edgeprune.report import github_annotations, pull_request_markdown
+
+    for line in github_annotations(outcomes):
+        click.echo(line, err=True)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(pull_request_markdown(outcomes))

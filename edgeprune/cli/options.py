@@ -191,6 +191,17 @@ EXPORT = [
 TARGET = [
     _option("--target", metavar="NAME", text="A shipped target's name or a .toml file.", default="local-cpu")
 ]
+TARGETS = _option(
+    "--target",
+    "targets",
+    metavar="NAME",
+    multiple=True,
+    text="A shipped target's name or a .toml file; repeatable.",
+    default="local-cpu, or the run's",
+)
+AGAINST = _option(
+    "--against", metavar="FILE", text="An earlier release, for the budgets that end in _vs_release."
+)
 BENCH = [
     _option("--processes", type=click.IntRange(2), text="Fresh processes to time in, at most.", default="30"),
     _option(
@@ -254,7 +265,7 @@ WHY = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
-ALL = [*MODEL, *DATA, *RECIPE, *TRAIN, *PRUNE, *REFIT, *FINETUNE, *EXPORT, *TARGET, *BENCH]
+ALL = [*MODEL, *DATA, *RECIPE, *TRAIN, *PRUNE, *REFIT, *FINETUNE, *EXPORT, *TARGET, *BENCH, AGAINST]
 BY_COMMAND: dict[str, list[Any]] = {
     "run": ALL,
     "train": [*MODEL, *DATA, *RECIPE, *TRAIN],
@@ -262,7 +273,6 @@ BY_COMMAND: dict[str, list[Any]] = {
     "finetune": [*DATA, *RECIPE, *FINETUNE],
     "export": [*DATA, *EXPORT, *TARGET],
     "bench": [*TARGET, *BENCH],
-    "gate": [*TARGET, *BENCH],
     "report": [*TARGET],
 }
 

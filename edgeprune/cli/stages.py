@@ -48,13 +48,7 @@ def open_or_make(out: Path | None, settings: dict[str, Any], *, make: bool) -> R
 
 
 def go(
-    out: Path | None,
-    options: dict[str, Any],
-    commands: tuple[str, ...],
-    as_json: bool,
-    *,
-    make: bool,
-    why: bool = False,
+    out: Path | None, options: dict[str, Any], commands: tuple[str, ...], as_json: bool, *, make: bool
 ) -> None:
     """Run the stages of some commands, then say what came out; exits with the verdict's code."""
     from contextlib import nullcontext
@@ -74,12 +68,10 @@ def go(
         return
     context = Context(run)
     if "gate" in commands:
-        from edgeprune.cli.gate import tell_verdicts
-        from edgeprune.pipeline.device import verdicts_of
-        from edgeprune.pipeline.explaining import explain_run
+        from edgeprune.cli.gate import tell_outcomes
+        from edgeprune.pipeline.device import outcome_of
 
-        verdicts = verdicts_of(context)
-        tell_verdicts(verdicts, as_json, run, explain_run(context, verdicts) if why else None)
+        tell_outcomes([outcome_of(context)], as_json, run)
     elif as_json:
         click.echo(json.dumps({"out": str(run.path), "stages": _facts(run, commands), "exit_code": 0}))
     else:

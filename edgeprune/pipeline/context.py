@@ -13,20 +13,44 @@ if TYPE_CHECKING:
     from torch import device
 
     from edgeprune.data import Data
+    from edgeprune.release import Release
 
 
 @dataclass
 class Context:
-    """A run folder, who listens, and what is loaded once: the target and the data."""
+    """A run folder, who listens, and what is loaded once: the target and the data.
+
+    Attributes:
+        run: The folder.
+        listener: Is told what happens.
+        download: Data may be fetched.
+        further: Another target than the run's own, with its short name: its files carry the name.
+    """
 
     run: RunFolder
     listener: Listener = field(default_factory=Silent)
     download: bool = False
+    further: tuple[str, Target] | None = None
 
     @cached_property
     def target(self) -> Target:
         """The run's target."""
-        return load_target(self.run.settings.target)
+        return load_target(self.run.settings.target) if self.further is None else self.further[1]
+
+    def named(self, name: str) -> str:
+        """A file's name, of a further target with its short name before the suffix."""
+        if self.further is None:
+            return name
+        stem, _, suffix = name.rpartition(".")
+        return f"{stem}.{self.further[0]}.{suffix}"
+
+    @cached_property
+    def release(self) -> Release | None:
+        """The earlier release that the run is held against."""
+        from edgeprune.release import load_release
+
+        against = self.run.settings.against
+        return None if against is None else load_release(against)
 
     @cached_property
     def data(self) -> Data:

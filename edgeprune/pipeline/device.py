@@ -12,8 +12,10 @@ from edgeprune.benchmark import bench
 from edgeprune.errors import ArtifactError, MeasurementError, RunError
 from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, load_measurement
+from edgeprune.outcome import Outcome, outcomes_to_json
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.stages import variant_of
+from edgeprune.release import Release
 from edgeprune.report import (
     class_structure,
     junit_xml,
@@ -24,7 +26,7 @@ from edgeprune.report import (
 )
 from edgeprune.runners import follow, open_runner
 from edgeprune.target import Target
-from edgeprune.verdict import Verdict, gate, verdicts_from_json, verdicts_to_json
+from edgeprune.verdict import Verdict, gate, verdicts_from_json
 
 FACTS = {
     "certificate": "largest duality gap of a solution, as a share of the objective at 0",
@@ -44,8 +46,9 @@ def identity_of_machine(context: Context) -> Any:
 
 
 def identity_of_target(context: Context) -> Any:
-    """The whole target file."""
-    return context.target.sha256
+    """The whole target file, and the earlier release."""
+    release = context.release
+    return [context.target.sha256, None if release is None else sha256_json(release.to_json())]
 
 
 def identity_of_report(context: Context) -> Any:
@@ -75,21 +78,26 @@ def bench_both(context: Context) -> dict[str, Any]:
             on_progress=follow(runner, context.listener.step),
             runner=runner,
         )
-    write_json(run.file("measurement.json"), measurement.to_json())
+    write_json(run.file(context.named("measurement.json")), measurement.to_json())
     return {"runtime": runtime_hash(context.target)}
 
 
-def gate_on(target: Target, measurement: Measurement) -> tuple[Verdict, ...]:
+def differing(target: Target, measurement: Measurement) -> list[str]:
+    """What of its ``[runtime]`` a target wants to have otherwise than a measurement was made."""
+    wanted = asdict(target.runtime)
+    # A measurement in JSON holds lists where a target holds tuples.
+    return sorted(
+        key for key in wanted if sha256_json(wanted[key]) != sha256_json(measurement.runtime.get(key))
+    )
+
+
+def gate_on(target: Target, measurement: Measurement, release: Release | None = None) -> tuple[Verdict, ...]:
     """Hold a measurement against the budgets of a target.
 
     Raises:
         MeasurementError: It was measured in another way than the target asks for.
     """
-    wanted = asdict(target.runtime)
-    # A measurement in JSON holds lists where a target holds tuples.
-    other = sorted(
-        key for key in wanted if sha256_json(wanted[key]) != sha256_json(measurement.runtime.get(key))
-    )
+    wanted, other = asdict(target.runtime), differing(target, measurement)
     if other:
         raise MeasurementError(
             "could not hold the measurement against the target",
@@ -100,21 +108,41 @@ def gate_on(target: Target, measurement: Measurement) -> tuple[Verdict, ...]:
             if {*other} <= {"input", "inputs", "dims"}
             else f"Measure with it: `edgeprune bench --target {target.path.stem} …`.",
         )
-    return gate(target.budgets, measurement)
+    return gate(target.budgets, measurement, release=release)
 
 
 def gate_measurement(context: Context) -> dict[str, Any]:
     """Judge every budget of the target."""
-    run = context.run
-    verdicts = gate_on(context.target, load_measurement(run.file("measurement.json")))
-    write_json(run.file("verdicts.json"), verdicts_to_json(verdicts))
-    write_text(run.file("junit.xml"), junit_xml(verdicts, suite=context.target.name))
+    run, target = context.run, context.target
+    measurement = load_measurement(run.file(context.named("measurement.json")))
+    verdicts = gate_on(target, measurement, context.release)
+    outcome = Outcome(label_of(context), target.name, verdicts, measurement.artifact.path.name)
+    write_json(run.file(context.named("verdicts.json")), outcomes_to_json([outcome]))
+    write_text(run.file(context.named("junit.xml")), junit_xml([outcome]))
     return {}
 
 
+def label_of(context: Context) -> str:
+    """Short name of the target."""
+    return context.further[0] if context.further else short_name(context.target)
+
+
+def short_name(target: Target) -> str:
+    """Name of a target's file, for the names of other files."""
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in target.path.stem)
+
+
 def verdicts_of(context: Context) -> tuple[Verdict, ...]:
-    """The run's verdicts."""
+    """The verdicts on the run's own target."""
     return verdicts_from_json(read_json(context.run.file("verdicts.json"), RunError, "verdicts"))
+
+
+def outcome_of(context: Context) -> Outcome:
+    """What the gate has found for the target."""
+    content = read_json(context.run.file(context.named("verdicts.json")), RunError, "verdicts")
+    verdicts = verdicts_from_json(content)
+    network = content["targets"][0]["network"] if content.get("targets") else ""
+    return Outcome(label_of(context), context.target.name, verdicts, network)
 
 
 def story_of(context: Context) -> dict[str, object]:

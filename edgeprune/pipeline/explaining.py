@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from edgeprune.artifact import load_artifact
-from edgeprune.errors import ArtifactError, MeasurementError, RunError
+from edgeprune.errors import ArtifactError, EdgepruneError, MeasurementError, RunError
 from edgeprune.explanation import Explanation, Known, explain
 from edgeprune.files import read_json
 from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.onnx_nodes import read_nodes
+from edgeprune.outcome import Outcome
 from edgeprune.pipeline.context import Context
+from edgeprune.pipeline.device import differing
 from edgeprune.pipeline.folder import RunFolder
 from edgeprune.pipeline.stages import variant_of
 from edgeprune.runners import runner_for
@@ -27,28 +29,54 @@ from edgeprune.verdict import Verdict
 ALONE = "Channel groups are known in a run folder alone: `edgeprune gate FOLDER --why` names them."
 
 
-def explain_run(context: Context, verdicts: Sequence[Verdict]) -> Explanation:
+def explain_run(
+    run: RunFolder, targets: Sequence[Target], outcomes: Sequence[Outcome]
+) -> dict[str, Explanation | str]:
     """Where the slim network of a run costs what it costs, by operator and by channel group.
 
-    Raises:
-        ArtifactError: The slim file is not the one that was measured.
-        RunError: A file of the run is not there or broken.
+    Args:
+        run: The folder.
+        targets: That it was gated on, the run's own first.
+        outcomes: What came out, in their order.
+
+    Returns:
+        By the target's short name; a sentence says why there is no explanation.
     """
-    run = context.run
-    measurement = load_measurement(run.file("measurement.json"))
-    model = run.file(f"slim{variant_of(context)}.onnx")
-    return _explain(measurement, verdicts, model, context.target, known_of(run))
+    found: dict[str, Explanation | str] = {}
+    for number, (target, outcome) in enumerate(zip(targets, outcomes, strict=True)):
+        context = Context(run, further=(outcome.target, target) if number else None)
+        measurement = run.file(context.named("measurement.json"))
+        model = run.file(f"slim{variant_of(context)}.onnx")
+        if not outcome.error:
+            found[outcome.target] = _told(measurement, outcome.verdicts, model, target, run)
+    return found
 
 
-def explain_file(path: Path, target: Target, verdicts: Sequence[Verdict]) -> Explanation:
-    """The same for a measurement in a file, whose ONNX file lies beside it; by operator and layer.
+def explain_files(
+    paths: Sequence[Path], targets: Sequence[Target], outcomes: Sequence[Outcome]
+) -> dict[str, Explanation | str]:
+    """The same for measurements in files, whose ONNX files lie beside them; by operator and layer."""
+    found: dict[str, Explanation | str] = {}
+    for target, outcome in zip(targets, outcomes, strict=True):
+        fitting = [path for path in paths if not differing(target, load_measurement(path))]
+        own = [path for path in fitting if load_measurement(path).target_sha256 == target.sha256]
+        if fitting and not outcome.error:
+            path = (own or fitting)[0]
+            found[outcome.target] = _told(path, outcome.verdicts, None, target, None)
+    return found
 
-    Raises:
-        ArtifactError: The ONNX file is not there, or is not the one that was measured.
-    """
-    measurement = load_measurement(path)
-    model = path.parent / measurement.artifact.path.name
-    return _explain(measurement, verdicts, model, target, Known(why_not=ALONE))
+
+def _told(
+    path: Path, verdicts: Sequence[Verdict], model: Path | None, target: Target, run: RunFolder | None
+) -> Explanation | str:
+    """An explanation, or why there is none: whatever is wrong with it, the verdicts stand."""
+    try:
+        measurement = load_measurement(path)
+        known = Known(why_not=ALONE) if run is None else known_of(run)
+        beside = path.parent / measurement.artifact.path.name
+        return _explain(measurement, verdicts, model or beside, target, known)
+    except EdgepruneError as error:
+        return str(error)
 
 
 def _explain(

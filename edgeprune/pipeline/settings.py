@@ -74,6 +74,7 @@ class Settings:
         budget_seconds: Of the whole measurement; None: no limit.
         instructions: Count those of an inference too; a budget that needs them is asking as well.
         latency: Time the networks.
+        against: File of an earlier release, which budgets against a release need.
     """
 
     model: str
@@ -133,6 +134,7 @@ class Settings:
     budget_seconds: float | None = None
     instructions: bool = False
     latency: bool = True
+    against: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able dictionary."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,12 +126,13 @@ TRAINING = {"train", "prune", "finetune"}
 COMMANDS: tuple[str, ...] = tuple(dict.fromkeys(stage.command for stage in STAGES))
 
 
-def run_stages(context: Any, commands: Iterable[str]) -> None:
+def run_stages(context: Any, commands: Iterable[str], stages: Sequence[Stage] = STAGES) -> None:
     """Run all stages of the given commands in order, skipping those whose inputs have not changed.
 
     Args:
         context: The run (``edgeprune.pipeline.context.Context``).
         commands: Among ``COMMANDS``.
+        stages: Of them those that belong to the commands are run.
 
     Raises:
         RunError: A file that a stage reads is not there.
@@ -147,7 +148,7 @@ def run_stages(context: Any, commands: Iterable[str]) -> None:
                 run.save()
             stack.enter_context(recorded(context, trains=bool(wanted & TRAINING)))
         here.from_first(partial(_prepare, context, wanted))
-        for stage in STAGES:
+        for stage in stages:
             inputs = here.from_first(partial(_begin, context, stage, wanted))
             if inputs is None:
                 continue
@@ -197,7 +198,7 @@ def inputs_of(context: Any, stage: Stage) -> str:
             where=str(run.file(missing[0])),
             value="not there",
             expected=f"the result of `edgeprune {maker.command}`",
-            hint=f"Run `edgeprune {maker.command} --out {run.path}` first.",
+            hint=f"Run `edgeprune {maker.command} --out {run.path}{of_further(context)}` first.",
         )
     return sha256_json(
         {
@@ -207,6 +208,11 @@ def inputs_of(context: Any, stage: Stage) -> str:
             "also": function(stage.also_reads)(context),
         }
     )
+
+
+def of_further(context: Any) -> str:
+    """The option that names a further target; empty for the run's own."""
+    return "" if context.further is None else f" --target {context.further[1].path}"
 
 
 def files_of(context: Any, names: tuple[str, ...]) -> tuple[str, ...]:

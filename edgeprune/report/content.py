@@ -161,7 +161,9 @@ def _outcome(verdicts: Sequence[Verdict]) -> str:
         return f"Not released: {len(bad)} {of} failed or could not be measured."
     if unsure:
         return f"Not released: {len(unsure)} {of} cannot be told yet."
-    return f"Released: {len(verdicts)} {of} passed."
+    skipped = sum(verdict.state == "skipped" for verdict in verdicts)
+    rest = f", {skipped} optional not measured" if skipped else ""
+    return f"Released: {len(verdicts) - skipped} {of} passed{rest}."
 
 
 def _headline(measurement: Measurement) -> str:
