@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from edgeprune.pipeline import RunFolder
     from edgeprune.target import Target
 
+ARTIFACT = click.option(
+    "--artifact",
+    "artifacts",
+    type=FILE,
+    metavar="FILE",
+    multiple=True,
+    help="Refuse a MEASUREMENT that is not of this ONNX file; repeatable.",
+)
 OUTPUTS = (
     click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML, a suite for each target."),
     click.option("--markdown", type=FILE, metavar="FILE", help="Write Markdown for a pull request."),
@@ -43,12 +51,13 @@ OUTPUTS = (
 
 @click.command("gate")
 @click.argument("measurements", metavar="[MEASUREMENT]...", type=FILE, nargs=-1)
-@take(TARGETS, AGAINST, *BENCH, *SIZES, OUT, *OUTPUTS, WHY, JSON)
+@take(TARGETS, AGAINST, *BENCH, *SIZES, OUT, ARTIFACT, *OUTPUTS, WHY, JSON)
 def gate(
     measurements: tuple[Path, ...],
     targets: tuple[str, ...],
     against: str | None,
     out: Path | None,
+    artifacts: tuple[Path, ...],
     inputs: tuple[str, ...],
     dims: tuple[str, ...],
     junit: Path | None,
@@ -67,7 +76,7 @@ def gate(
     With several targets a run folder is measured for each; of several files each target takes the
     one that was measured as it asks. The exit code is the worst: 1 before 3 before 0.
     """
-    from edgeprune.pipeline.explaining import explain_files, explain_run
+    from edgeprune.pipeline.explaining import check_artifacts, explain_files, explain_run
     from edgeprune.target import load_target
 
     if schema:
@@ -78,6 +87,11 @@ def gate(
         )
         return
     folder = folder_of(measurements[0] if len(measurements) == 1 else None, out, inputs + dims)
+    if folder is not None and artifacts:
+        raise UsageError(
+            "could not gate", where="--artifact", value=str(artifacts[0]),
+            expected="to be given for measurements in files alone: a run folder measures its own files",
+        )  # fmt: skip
     if folder is not None:
         settings = given({**options, "target": targets[0] if targets else None, "against": against})
         run = open_or_make(folder, settings, make=False)
@@ -99,7 +113,9 @@ def gate(
     wanted = [with_sizes(load_target(name), inputs, dims) for name in targets or ("local-cpu",)]
     release = None if against is None else load_release(against)
     paths = measurements or (Path("measurement.json"),)
-    outcomes = gate_files([load_measurement(path) for path in paths], wanted, release)
+    found = [load_measurement(path) for path in paths]
+    check_artifacts(found, artifacts)
+    outcomes = gate_files(found, wanted, release)
     told = explain_files(paths, wanted, outcomes) if why else {}
     tell_outcomes(outcomes, as_json, junit=junit, markdown=markdown, why=told)
 

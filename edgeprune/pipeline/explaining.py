@@ -102,6 +102,28 @@ def _explain(
     return explain(measurement, verdicts, read_nodes(model), profile_of(model, target), known)
 
 
+def check_artifacts(measurements: Sequence[Measurement], paths: Sequence[Path]) -> None:
+    """Refuse measurements of other files than these: whoever exports again must measure again.
+
+    Args:
+        measurements: To be gated.
+        paths: ONNX files; none: nothing is checked.
+
+    Raises:
+        ArtifactError: A measurement is of none of them.
+    """
+    known = {load_artifact(path).sha256 for path in paths}
+    for one in measurements if paths else ():
+        if one.artifact.sha256 not in known:
+            raise ArtifactError(
+                "could not gate the ONNX file",
+                where=f"the measurement on {one.target_name}",
+                value=f"of another file (sha256 {one.artifact.sha256[:12]}…)",
+                expected=f"of {' or '.join(map(str, paths))}",
+                hint="Measure again with `edgeprune bench`, and commit the measurement with the file.",
+            )
+
+
 def profile_of(model: Path, target: Target) -> dict[str, Any] | str:
     """The worker's profile of a file on the target's device, or why there is none."""
     try:
