@@ -1,4 +1,4 @@
-"""The example workflow and the pre-commit hooks of docs/ci.md, run as shell in a repository of their own."""
+"""The example workflow and the pre-commit hook of docs/ci.md, run as shell in a repository of their own."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def python_path() -> str:
 
 @pytest.fixture
 def place(repository: Path, tmp_path: Path) -> Path:
-    """A copy of the repository, and a folder with `edgeprune`; installers do nothing but note that they ran."""
+    """A copy of the repository, and a folder with `edgeprune`; installers only note that they ran."""
     shutil.copytree(repository, tmp_path, dirs_exist_ok=True)
     binaries = tmp_path / "bin"
     binaries.mkdir()
@@ -153,6 +153,7 @@ def test_a_missed_budget_fails_its_step(place: Path) -> None:
 
 
 def test_a_network_that_was_exported_again_must_be_measured_again(place: Path) -> None:
+    (place / "models" / "slim.onnx.json").unlink()
     with_sidecar(network(place / "models" / "slim.onnx", 48), 48**2, 0.918)
     done = shell(place, steps()[GATE_DEVICE])
     assert done.returncode == 2
@@ -163,19 +164,16 @@ def hook(name: str) -> str:
     return shlex.join([*HOOKS[name]["entry"].split(), *HOOKS[name]["args"]])
 
 
-def test_the_hooks(place: Path) -> None:
-    assert shell(place, hook("edgeprune-gate")).returncode == 0
-    assert shell(place, hook("edgeprune-bench")).returncode == 2  # instructions are asked for, and …
-    relaxed(place)
-    assert shell(place, hook("edgeprune-bench")).returncode == 0
-    assert shell(place, "edgeprune gate .edgeprune.json --target models/ci.toml").returncode == 0
+def test_the_hook(place: Path) -> None:
+    done = shell(place, hook("edgeprune-gate"))
+    assert done.returncode == 0, done.stderr
     # The control: a budget that is missed stops the commit.
     path = place / "models" / "device.toml"
     path.write_text(path.read_text().replace('"1.5 MB"', '"1 kB"'))
     assert shell(place, hook("edgeprune-gate")).returncode == 1
 
 
-def test_the_hooks_run_on_the_files_that_matter() -> None:
+def test_the_hook_runs_on_the_files_that_matter() -> None:
     pattern = re.compile(HOOKS["edgeprune-gate"]["files"])
     for name in ("slim.onnx", "slim.onnx.json", "device.toml", "measurement.json", "measurement.pi.json"):
         assert pattern.search(f"models/{name}"), name
