@@ -19,13 +19,17 @@ from edgeprune.parts import Basis, Part, make_parts, share, total
 from edgeprune.units import Quantity
 from edgeprune.verdict import Verdict
 
-SIZE, MACS, TIME, MEMORY = "size_bytes", "macs", "time_s", "memory_bytes"
 _BASES: dict[str, Basis] = {
     "size": "size_bytes", "params": "size_bytes", "macs": "macs",
     "throughput": "time_s", "instructions": "time_s",
     "peak_memory": "memory_bytes", "arena_memory": "memory_bytes", "device_memory": "memory_bytes",
 }  # fmt: skip
 """Metric -> what it goes with; latency's percentiles go with time."""
+UNATTRIBUTED = 0.1  # of the time, above which it is said
+ASYNCHRONOUS = (
+    "CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider",
+    "MIGraphXExecutionProvider", "DmlExecutionProvider", "WebGpuExecutionProvider",
+)  # fmt: skip
 _OPTIONS = {"macs": "--max-macs-ratio", "params": "--max-params-ratio", "latency": "--max-latency-ratio"}
 
 
@@ -156,6 +160,7 @@ def explain(
     notes = [f"No times: {profile}"] if isinstance(profile, str) else []
     if not macs_by_node:
         notes.append("No multiply-adds by node: no sidecar of `edgeprune export` tells them.")
+    notes += _notes_on_time(parts, measurement.runtime.get("provider", ""))
     if known.why_not:
         notes.append(known.why_not)
     rows = _group_rows(parts, known.groups) if known.groups else _layer_rows(parts)
@@ -170,6 +175,28 @@ def explain(
         missed=tuple(_advice(v, measurement, parts, known) for v in verdicts if _is_missed(v)),
         notes=tuple(notes),
     )
+
+
+def _notes_on_time(parts: Sequence[Part], provider: str) -> list[str]:
+    """What makes the times of a profile say less than they seem to."""
+    time = total(parts, "time_s")
+    if not time:
+        return []
+    notes = []
+    if provider in ASYNCHRONOUS:
+        notes.append(
+            f"{provider} computes while the profile goes on: these times are those of handing it its work, "
+            "and shares of them may mislead."
+        )
+    unknown = [part for part in parts if not part.layer and part.time_s]
+    share_unknown = total(unknown, "time_s") / time
+    if share_unknown > UNATTRIBUTED:
+        names = ", ".join(part.name for part in sorted(unknown, key=lambda part: -part.time_s)[:3])
+        notes.append(
+            f"{share_unknown:.0%} of the time is in kernels that belong to no layer of the file ({names}): "
+            "changes of layout, or what the provider has fused."
+        )
+    return notes
 
 
 def _is_missed(verdict: Verdict) -> bool:

@@ -169,8 +169,7 @@ def _weight(node: Node, tensors: set[str]) -> str:
         for tensor in (name, *(one for one in tensors if name.startswith(f"{one}_"))):
             if tensor in tensors and tensor.endswith(".weight"):
                 return tensor.removesuffix(".weight")
-    for name in node.weights:
-        layer, dot, _ = name.partition(".weight")
-        if dot and any(word in node.op_type for word in WITH_MACS):
-            return layer
-    return ""
+    if not node.weights or not any(word in node.op_type for word in WITH_MACS):
+        return ""
+    named = [name.partition(".weight")[0] for name in node.weights if ".weight" in name]
+    return named[0] if named else node.name  # somebody else's file

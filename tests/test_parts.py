@@ -61,6 +61,11 @@ def test_without_groups_a_layer_is_known_by_its_weight() -> None:
     assert not any(part.groups() for part in parts)
 
 
+def test_a_file_of_somebody_else_has_its_nodes_as_layers() -> None:
+    nodes = (Node("c0", "Conv", ("x",), ("h",), ("w0", "b0"), 9), Node("r0", "Relu", ("h",), ("r",), (), 1))
+    assert [part.layer for part in make_parts(nodes, {}, [], [])] == ["c0", "c0"]
+
+
 def test_units_that_go_take_their_share() -> None:
     second = make_parts(NODES, {"conv_2": 100}, [], GROUPS)[2]
     assert second.left("macs", {}) == 100

@@ -293,3 +293,20 @@ def test_a_file_without_a_sidecar_says_what_is_not_known() -> None:
     assert "No multiply-adds by node" in text
     assert "Alone." in text
     assert found.groups[0].shares[1] is None
+
+
+@pytest.mark.parametrize(("extra_s", "said"), [(0.0002, False), (0.0020, True)])
+def test_time_that_belongs_to_no_layer_is_said(extra_s: float, said: bool) -> None:
+    extra = {"name": "ReorderOutput", "op_type": "ReorderOutput", "time_s": extra_s, "tensor_bytes": None}
+    found = explain(fake(), (), NODES, {"kernels": [*PROFILE["kernels"], extra]}, KNOWN)
+    assert (
+        any("50% of the time is in kernels that belong to no layer" in note for note in found.notes) is said
+    )
+
+
+@pytest.mark.parametrize("provider", ["CPUExecutionProvider", "CUDAExecutionProvider"])
+def test_times_of_a_gpu_are_not_what_they_seem(provider: str) -> None:
+    one = fake()
+    one.runtime["provider"] = provider
+    notes = explain(one, (), NODES, PROFILE, KNOWN).notes
+    assert any("handing it its work" in note for note in notes) is provider.startswith("CUDA")
