@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.errors import ArtifactError, UsageError
-from edgeprune.instructions import count_instructions, instruction_notes, planned_launches
+from edgeprune.instructions import count_instructions, instruction_notes, must_count, planned_launches
 from edgeprune.measurement import Measurement
 from edgeprune.measurement_format import MEMORY_FIGURES
 from edgeprune.metrics import Estimate
@@ -95,7 +95,9 @@ def bench(
     timing = Timing(processes if latency else 0, runs, budget_seconds, started)
     opened = contextlib.nullcontext(runner) if runner else open_runner(target.runtime, say=_LOG.warning)
     with opened as ready:
-        measured = _measure(ready, target, artifacts, timing, launches, on_progress)
+        measured = _measure(
+            ready, target, artifacts, timing, (launches, must_count(target, instructions)), on_progress
+        )
     return replace(measured, notes=(*about_precision, *measured.notes))
 
 
@@ -104,10 +106,11 @@ def _measure(
     target: Target,
     artifacts: Sequence[Artifact],
     timing: Timing,
-    launches: int,
+    counting: tuple[int, bool],
     on_progress: OnProgress | None,
 ) -> Measurement:
-    """The measurement, with a runner that is ready."""
+    """The measurement, with a runner that is ready; ``counting``: launches, and whether they must succeed."""
+    launches, must = counting
     paths = [one.path for one in artifacts]
     progress = _Steps(1 + len(paths) * (1 + launches + MEMORY_REPEATS) + timing.most, on_progress)
 
@@ -127,7 +130,7 @@ def _measure(
     timing.most = 0 if simulated else timing.most
     why = simulated or (f"{player} plays the processor: memory would be its own" if player else None)
     # What may be absent comes first, so that nobody waits for the other figures in vain.
-    counts = [count_instructions(runner, path, launches, progress.next) for path in paths]
+    counts = [count_instructions(runner, path, launches, progress.next, optional=not must) for path in paths]
     memories = [_no_memory(why) if why else _memory(runner, path, progress) for path in paths]
     timing.run(runner, paths, progress)
     progress.finish()

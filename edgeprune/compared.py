@@ -55,11 +55,16 @@ class Compared:
             )
         if self.value(metric) is not None:
             return None
-        return why_unknown(basis, self._now, self._before) or "It was 0 in the release, and is not now."
+        now = self.measurement.why_unmeasured(basis)
+        unknown = now or why_unknown(basis, self._now, self._before)
+        return unknown or "It was 0 in the release, and is not now."
 
     def is_out_of_reach(self, metric: str) -> bool:
         """Whether no measurement on this device could have it."""
-        return self.measurement.is_out_of_reach(GATED[metric].basis or metric)
+        basis = GATED[metric].basis
+        if basis and self._before is None:  # a release may be given
+            return False
+        return self.measurement.is_out_of_reach(basis or metric)
 
     @cached_property
     def _now(self) -> Record:

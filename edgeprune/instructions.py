@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from edgeprune.errors import UsageError
+from edgeprune.budget import Budget
+from edgeprune.errors import MeasurementError, UsageError
 from edgeprune.runners import Runner
 from edgeprune.target import Target
 
@@ -22,13 +23,23 @@ NOT_COUNTED: dict[str, Any] = {
 }
 
 
+def must_count(target: Target, asked: bool) -> bool:
+    """Whether a measurement without a count is worth nothing: it is asked for, or a budget insists on it."""
+    return asked or any(not budget.optional for budget in _needing(target))
+
+
+def _needing(target: Target) -> list[Budget]:
+    return [budget for budget in target.budgets if budget.metric.startswith("instructions")]
+
+
 def planned_launches(target: Target, asked: bool) -> int:
     """Processes to count in: 0 unless it is asked for, or a budget of the target needs it.
 
     Raises:
-        UsageError: The target has more than one thread, or a provider that computes elsewhere.
+        UsageError: The target has more than one thread, or a provider that computes elsewhere, and
+            ``must_count``.
     """
-    if not asked and not any(budget.metric.startswith("instructions") for budget in target.budgets):
+    if not asked and not _needing(target):
         return 0
     runtime = target.runtime
     for key, expected, is_right, hint in (
@@ -45,6 +56,8 @@ def planned_launches(target: Target, asked: bool) -> int:
             "Instructions of another processor, or of threads of its own, cannot be counted.",
         ),
     ):
+        if not is_right and not must_count(target, asked):
+            return 0
         if not is_right:
             value = getattr(runtime, key)
             raise UsageError(
@@ -58,7 +71,7 @@ def planned_launches(target: Target, asked: bool) -> int:
 
 
 def count_instructions(
-    runner: Runner, path: Path, launches: int, on_launch: Callable[[str], None]
+    runner: Runner, path: Path, launches: int, on_launch: Callable[[str], None], *, optional: bool = False
 ) -> dict[str, Any]:
     """Count in fresh processes: ``count``, the middle one, ``repeats``, ``method``, ``why`` (None).
 
@@ -67,15 +80,21 @@ def count_instructions(
         path: The ONNX file.
         launches: From `planned_launches`.
         on_launch: Called with what comes next.
+        optional: If what counts is absent, go on without.
 
     Raises:
         ArtifactError: The file is at fault.
-        MeasurementError: What counts is absent, or the provider is.
+        MeasurementError: What counts is absent, or the provider is, and it is not optional.
     """
     found = []
     for launch in range(launches):
         on_launch(f"instructions of {path.name}, process {launch + 1} of {launches}")
-        found.append(runner.run("instructions", [path]))
+        try:
+            found.append(runner.run("instructions", [path]))
+        except MeasurementError as reason:
+            if not optional:
+                raise
+            return {**NOT_COUNTED, "why": str(reason).rstrip(".")}
     if not found:
         return dict(NOT_COUNTED)
     repeats = [answer["count"] for answer in found]

@@ -141,7 +141,11 @@ def _alone(one: Measurement) -> Record:
     provenance = {key: value for key, value in one.artifact.provenance.items() if key not in _BULKY}
     test = one.artifact.accuracy_by_class.get("test", {})
     by_class = {"test": test} if 0 < len(test) <= _MOST_CLASSES else {}
-    facts = {"path": Path(one.artifact.path.name), "provenance": provenance, "accuracy_by_class": by_class}
+    facts: dict[str, Any] = {
+        "path": Path(one.artifact.path.name),
+        "provenance": provenance,
+        "accuracy_by_class": by_class,
+    }
     repeats = {"peak_memory": one.memory["repeats"], "instructions": one.instructions["repeats"]}
     return Record(
         target_name=one.target_name,

@@ -104,7 +104,9 @@ def percentile_ratio_estimate(
     """Estimate slim / dense of a percentile of latency.
 
     A high percentile has no pairs: the slow runs of the two networks are not neighbours. Its ratio is taken
-    over all runs, and process by process for the interval, which is never narrower than ``MINIMAL_CLAIM``.
+    in each process, where both met the same state of the machine, and the value is the median over processes:
+    over all runs together a single disturbed process would decide it, and no interval from ten would cover
+    that. It is never narrower than ``MINIMAL_CLAIM`` to either side.
 
     Args:
         slim_by_process: For each process the slim network's samples, in seconds.
@@ -122,9 +124,9 @@ def percentile_ratio_estimate(
         _check(side)
         if sum(map(len, side)) < min_samples(q):
             return None
-    slim, dense = (float(np.percentile(np.concatenate(side), q)) for side in sides)
     both = zip(*([float(np.percentile(one, q)) for one in side] for side in sides), strict=True)
-    return clustered(slim / dense, [ours / theirs for ours, theirs in both], floor=_FLOOR)
+    ratios = [slim / dense for slim, dense in both]
+    return clustered(float(np.median(ratios)), ratios, floor=_FLOOR)
 
 
 def median_estimate(figures: Sequence[float]) -> Estimate:

@@ -88,7 +88,8 @@ NOTHING = replace(
     placement={**SLIM.placement, "partitions": None},
     memory={
         **dict.fromkeys(("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes")), **_WHY,
-        "repeats": [], "arena": {"peak_bytes": None, "held_bytes": None, **_WHY}, "device": {"peak_bytes": None, **_WHY},
+        "repeats": [],
+        "arena": {"peak_bytes": None, "held_bytes": None, **_WHY}, "device": {"peak_bytes": None, **_WHY},
     },
     latency_samples_s=(),
     load_s=(),

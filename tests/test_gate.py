@@ -72,10 +72,10 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     return Place(tmp_path, capsys)
 
 
-def limit(key: str, passes: bool, release: Release) -> str:
+def limit(key: str, passes: bool, both: Compared) -> str:
     """A limit that a key of the measurement keeps to, or does not, as a target file has it."""
     end, _, name = key.partition("_")
-    found = Compared(SLIM, release).value(name)
+    found = both.value(name)
     assert found is not None, f"{name} is not measured"
     value = found.value if isinstance(found, Estimate) else found
     quantity = GATED[name].quantity
@@ -98,9 +98,9 @@ def told(out: str) -> str:
 
 
 def walk(place: Place, passes: bool) -> Iterator[str]:
-    release = load_release(place.path / "release.json")
+    both = Compared(SLIM, load_release(place.path / "release.json"))
     for key in BUDGET_KEYS:
-        budget = f"{key} = {limit(key, passes, release)}"
+        budget = f"{key} = {limit(key, passes, both)}"
         code, out, err = place.gate(budget, "measurement.json", *place.against)
         assert (code, err) == (0 if passes else 1, ""), (budget, out, err)
         line = told(out)
@@ -119,12 +119,12 @@ def test_every_key_fails_and_says_by_how_much(place: Place) -> None:
 
 
 def test_every_key_unmeasured_fails_unless_it_is_optional(place: Place) -> None:
-    release = load_release(place.path / "release.json")
+    both = Compared(SLIM, load_release(place.path / "release.json"))
     lines = []
     for key in BUDGET_KEYS:
         if GATED[key.partition("_")[2]].name in ALWAYS:
             continue
-        written = limit(key, True, release)
+        written = limit(key, True, both)
         code, out, err = place.gate(f"{key} = {written}", "nothing.json")
         assert (code, err) == (1, ""), (key, out, err)
         assert "unmeasured" in out, out
@@ -236,6 +236,22 @@ def test_what_was_nothing_in_the_release(place: Place) -> None:
     write_json(place.path / "measurement.json", replace(SLIM, placement=none.placement).to_json())
     code, out, _ = place.gate("max_cpu_nodes_vs_release = 1.0", "measurement.json", *place.against)
     assert (code, "at the limit" in out) == (0, False)
+
+
+def test_what_no_measurement_on_a_simulator_could_have(place: Place) -> None:
+    timeless = {"latency_samples_s": (), "load_s": (), "first_inference_s": ()}
+    placement = SLIM.placement | {"functional_only": "a simulator plays the processor"}
+    assert SLIM.baseline is not None
+    dense = replace(SLIM.baseline, placement=placement, **timeless)
+    write_json(
+        place.path / "m.json", replace(SLIM, placement=placement, baseline=dense, **timeless).to_json()
+    )
+    for key in ("max_latency_p50_vs_release", "max_throughput_ratio", "max_latency_p95_ratio"):
+        code, out, _ = place.gate(f"{key} = 1.0", "m.json", *place.against)
+        assert code == 3, out
+        assert "could not measure: a simulator plays the processor" in " ".join(out.split())
+    code, out, _ = place.gate("max_latency_p50_vs_release = 1.0", "m.json")
+    assert (code, "No earlier release was given" in " ".join(out.split())) == (1, True)
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from edgeprune.errors import UsageError
+from edgeprune.errors import MeasurementError, UsageError
 from edgeprune.instructions import (
     LAUNCHES,
     NOT_COUNTED,
     count_instructions,
     instruction_notes,
     is_instructions,
+    must_count,
     planned_launches,
 )
 from edgeprune.target import Budget, Runtime, Target
@@ -40,6 +41,23 @@ def test_counting_is_asked_for_or_needed_by_a_budget() -> None:
     assert planned_launches(TARGET, False) == 0
     assert planned_launches(TARGET, True) == LAUNCHES
     assert planned_launches(replace(TARGET, budgets=(RATIO,)), False) == LAUNCHES
+
+
+def test_an_optional_budget_does_without_what_counts() -> None:
+    class Absent:
+        def run(self, *_: Any, **__: Any) -> dict[str, Any]:
+            raise MeasurementError("could not count instructions", where="valgrind", value="absent")
+
+    optional = replace(TARGET, budgets=(replace(RATIO, optional=True),))
+    assert planned_launches(optional, False) == LAUNCHES
+    assert planned_launches(replace(optional, runtime=Runtime(threads=4)), False) == 0
+    assert [must_count(optional, asked) for asked in (False, True)] == [False, True]
+    assert must_count(replace(TARGET, budgets=(RATIO, *optional.budgets)), False)
+    found = count_instructions(Absent(), Path("a.onnx"), 3, lambda _: None, optional=True)  # type: ignore[arg-type]
+    assert found == {**NOT_COUNTED, "why": "could not count instructions: valgrind is absent"}
+    assert is_instructions(found)
+    with pytest.raises(MeasurementError, match="valgrind is absent"):
+        count_instructions(Absent(), Path("a.onnx"), 3, lambda _: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,45 @@ def test_reasons(device: type[FakeRunner]) -> None:
 
 
 @pytest.mark.usefixtures("device")
+def test_ratios_against_the_dense_network() -> None:
+    measured = bench(SLIM, TARGET, baseline=DENSE, processes=10)
+    time = measured.value("latency_ratio")
+    assert isinstance(time, Estimate)
+    assert measured.value("throughput_ratio") == Estimate(
+        1 / time.value, 1 / time.high, 1 / time.low, time.confidence, time.more_runs
+    )
+    for metric in ("latency_p90", "latency_p95", "latency_p99", "load_time", "first_inference", "cold_start"):
+        ratio = measured.value(f"{metric}_ratio")
+        assert isinstance(ratio, Estimate)
+        assert ratio.value == pytest.approx(0.5, rel=1e-3)
+        assert ratio.low <= 0.5 / 1.029  # nothing under 3 % is claimed
+        assert ratio.high >= 0.5 * 1.029
+    few = bench(SLIM, TARGET, baseline=DENSE, processes=2)
+    assert few.why_unmeasured("latency_p99_ratio") == "It takes 662 samples, and there are 140."
+
+
+@pytest.mark.parametrize(("slim", "dense", "ratio"), [(0, 0, 1.0), (2, 4, 0.5), (0, 2, 0.0), (2, 0, None)])
+@pytest.mark.usefixtures("device")
+def test_a_ratio_of_what_may_be_nothing(slim: int, dense: int, ratio: float | None) -> None:
+    measured = bench(SLIM, TARGET, baseline=DENSE, processes=2)
+    assert measured.baseline is not None
+    node = {"name": "a", "op_type": "Gather"}
+    sides = [
+        replace(one, placement=one.placement | {"left_to_cpu": [node] * count, "partitions": count})
+        for one, count in ((measured, slim), (measured.baseline, dense))
+    ]
+    both = replace(sides[0], baseline=sides[1])
+    for metric in ("cpu_nodes_ratio", "partitions_ratio"):
+        assert both.value(metric) == ratio
+        why = "It is 0 for the dense network, and not for this one."
+        assert both.why_unmeasured(metric) == (why if ratio is None else None)
+    unknown = replace(sides[0], baseline=measured.baseline)
+    assert unknown.why_unmeasured("partitions_ratio") == (
+        "The runner does not tell the order in which the nodes run."
+    )
+
+
+@pytest.mark.usefixtures("device")
 def test_accuracy_is_that_of_the_test_split_alone() -> None:
     # The validation split has chosen the network: a budget must not pass on it.
     val_only = replace(SLIM, accuracy={"val": 0.9})

@@ -17,6 +17,7 @@ from edgeprune.statistics import (
     median_estimate,
     min_samples,
     percentile_estimate,
+    percentile_ratio_estimate,
     ratio_estimate,
     t_quantile,
 )
@@ -160,6 +161,46 @@ def test_percentile_interval_covers() -> None:
             assert estimate is not None
             covered += estimate.low <= truth <= estimate.high
         assert covered / 200 >= 0.90
+
+
+@pytest.mark.parametrize("kind", ["gauss", "two layouts", "heavy tails", "disturbed"])
+def test_interval_of_a_ratio_of_percentiles_covers(kind: str) -> None:
+    rng = np.random.default_rng(21)
+
+    def sides(processes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        shared = rng.normal(0, 0.1, processes)[:, None]  # what slows both down cancels
+        own = _process_effects(kind, rng, processes)[:, None]
+        slim = 0.005 * np.exp(shared + own + 0.1 * rng.exponential(1, (processes, 70)))
+        dense = 0.01 * np.exp(shared + 0.1 * rng.exponential(1, (processes, 70)))
+        return slim, dense
+
+    for q in (90, 95, 99):
+        slim, dense = (np.percentile(side, q, axis=1) for side in sides(20_000))
+        truth = float(np.median(slim / dense))
+        covered, widths = 0, []
+        for _ in range(200):
+            found = percentile_ratio_estimate(*sides(PROCESSES), q)  # type: ignore[arg-type]
+            assert found is not None
+            covered += found.low <= truth <= found.high
+            widths.append(found.high / found.value - 1)
+        assert covered / 200 >= 0.90, (q, covered)
+        assert np.median(widths) < 0.4, "covering by being useless does not count"
+
+
+def test_a_ratio_of_percentiles_is_never_exact_and_not_decided_by_one_process() -> None:
+    slim = [[float(run) for run in range(1, 101)]] * 7
+    dense = [[2 * run for run in process] for process in slim]
+    found = percentile_ratio_estimate(slim, dense, 99)
+    assert found is not None
+    assert found.value == 0.5
+    assert found.high / found.value == pytest.approx(1 + MINIMAL_CLAIM)
+    one_off = percentile_ratio_estimate([*slim[:6], [9.0 * run for run in slim[0]]], dense, 99)
+    assert one_off is not None
+    assert one_off.value == 0.5
+    assert percentile_ratio_estimate(slim[:6], dense[:6], 99) is None
+    assert percentile_ratio_estimate(slim, dense[:6], 99) is None
+    with pytest.raises(ValueError, match="at least two processes"):
+        percentile_ratio_estimate(slim[:1], dense[:1], 50)
 
 
 def test_value_is_the_median_of_all_pair_ratios() -> None:

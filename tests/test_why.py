@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from edgeprune.artifact import Artifact
+from edgeprune.errors import ArtifactError
 from edgeprune.explanation import Known, explain
-from edgeprune.measurement import Measurement
+from edgeprune.measurement import Measurement, load_measurement
 from edgeprune.metrics import GATED, METRICS, Estimate
 from edgeprune.onnx_nodes import Node
+from edgeprune.pipeline.explaining import _told, check_artifacts
 from edgeprune.report import why_lines
-from edgeprune.target import Budget
+from edgeprune.target import Budget, load_target
 from edgeprune.verdict import Verdict
 from tests.conftest import TARGET, TINY, run
 
@@ -93,6 +97,8 @@ def test_a_run_folder(
     macs = next(advice for advice in why["missed"] if advice["key"] == "max_macs_ratio")
     assert macs["saves"] >= macs["needed"] > 0
     assert {change["group"] for change in macs["changes"]} <= {"0", "3"}
+    schema = json.loads(files("edgeprune").joinpath("schemas", "verdicts.schema.json").read_text("utf-8"))
+    jsonschema.validate(json.loads(out), schema)
     nodes = {row["op_type"]: row for row in why["operators"]}
     assert nodes["Conv"]["nodes"] == 2
     assert nodes["Conv"]["time_s"] > 0
@@ -186,6 +192,30 @@ def test_a_run_without_notes_says_what_to_do(
     code, out, _ = run(capsys, "gate", "run", "--target", "strict.toml", "--why")
     assert code == 1
     assert "could not read the run's scores" in " ".join(out.split())
+
+
+def test_what_cannot_be_explained_is_refused(folder: Path, tmp_path: Path) -> None:
+    one = load_measurement(folder / "run" / "measurement.json")
+    with pytest.raises(ArtifactError, match="could not gate the ONNX file: .* is of another file"):
+        check_artifacts([one], [folder / "run" / "dense.onnx"])
+    check_artifacts([one], [folder / "run" / "slim.onnx"])  # the control
+    check_artifacts([one], [folder / "run" / "dense.onnx", folder / "run" / "slim.onnx"])
+    check_artifacts([one], [])
+    own = tmp_path / "slim.ort"
+    shutil.copy(folder / "run" / "slim.onnx", own)
+    told = _told(folder / "run" / "measurement.json", (), own, load_target(folder / "strict.toml"), None)
+    assert isinstance(told, str)
+    assert told.startswith("could not say where the figures come from")
+    assert "in onnxruntime's own format" in told
+
+
+def test_an_artifact_is_for_measurements_in_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    code, _, err = run(capsys, "gate", "run", "--artifact", "run/slim.onnx")
+    assert code == 2
+    assert "could not gate: --artifact is run/slim.onnx" in " ".join(err.split())
 
 
 # --- each metric ------------------------------------------------------------------------------------------

@@ -36,12 +36,13 @@ FACTS = {
 
 
 def identity_of_machine(context: Context) -> Any:
-    """How and where the target runs; of its budgets, whether one needs instructions to be counted."""
+    """How and where the target runs; whether a budget needs, or would like, counted instructions."""
+    counting = [one for one in context.target.budgets if one.metric.startswith("instructions")]
     return {
         "runtime": runtime_hash(context.target),
         "machine": platform.node(),
         "onnxruntime": version("onnxruntime"),
-        "counts": any(budget.metric.startswith("instructions") for budget in context.target.budgets),
+        "counts": sorted({budget.optional for budget in counting}),
     }
 
 
