@@ -40,7 +40,7 @@ COMMANDS = {
     "TensorrtExecutionProvider": "python -m venv trt && trt/bin/pip install onnxruntime-gpu tensorrt",
     "QNNExecutionProvider": "python -m venv qnn && qnn/bin/pip install onnxruntime onnxruntime-qnn",
     "OpenVINOExecutionProvider": "python -m venv ov && ov/bin/pip install onnxruntime-openvino",
-    "WebGpuExecutionProvider": "python -m venv gpu && gpu/bin/pip install onnxruntime onnxruntime-ep-webgpu",
+    "WebGpuExecutionProvider": "python -m venv web && web/bin/pip install onnxruntime onnxruntime-ep-webgpu",
     "XnnpackExecutionProvider": "sudo apt install python3-onnxruntime",
 }
 """Provider -> what installs it on Linux; the target then names that interpreter as runtime.python."""

@@ -193,3 +193,21 @@ def test_the_examples_are_sound() -> None:
     workflow: dict[Any, Any] = yaml.safe_load((EXAMPLES / "edgeprune.yml").read_text())
     assert workflow[True]["pull_request"]["paths"] == ["models/**"]  # YAML 1.1 reads "on" as true
     assert workflow["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.slow
+def test_the_whole_loop(place: Path) -> None:
+    """The README's twenty lines, from training to a commit that is gated: minutes."""
+    work = place / "loop"
+    work.mkdir()
+    (work / "bin").symlink_to(place / "bin")
+    identity = {f"GIT_{who}_{what}": "x@y.z" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    assert shell(work, "git init -q .").returncode == 0
+    done = shell(work, (EXAMPLES / "loop.sh").read_text(), **identity)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("passed: all budgets are met") >= 3
+    # The control: with a network that is another, the gate of what is committed refuses.
+    shutil.copy(work / "models" / "dense.onnx", work / "models" / "slim.onnx")
+    (work / "models" / "slim.onnx.json").unlink()
+    again = [line for line in (EXAMPLES / "loop.sh").read_text().splitlines() if "--artifact" in line]
+    assert shell(work, again[0]).returncode == 2

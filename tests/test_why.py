@@ -196,7 +196,7 @@ def test_a_run_without_notes_says_what_to_do(
 
 def test_what_cannot_be_explained_is_refused(folder: Path, tmp_path: Path) -> None:
     one = load_measurement(folder / "run" / "measurement.json")
-    with pytest.raises(ArtifactError, match="could not gate the ONNX file: .* is of another file"):
+    with pytest.raises(ArtifactError, match=r"could not gate the ONNX file: .* is of another file"):
         check_artifacts([one], [folder / "run" / "dense.onnx"])
     check_artifacts([one], [folder / "run" / "slim.onnx"])  # the control
     check_artifacts([one], [folder / "run" / "dense.onnx", folder / "run" / "slim.onnx"])

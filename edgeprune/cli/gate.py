@@ -213,7 +213,9 @@ def _print(outcomes: Sequence[Outcome], run: RunFolder | None, why: Mapping[str,
         if outcome.target in why:
             told = why[outcome.target]
             text = [f"Where it sits is not known: {told}"] if isinstance(told, str) else why_lines(told)
-            console.print("", *text, sep="\n", soft_wrap=not isinstance(told, str))
+            if reason_lines(outcome.verdicts):
+                console.print()
+            console.print(*text, sep="\n", soft_wrap=not isinstance(told, str))
         if outcome.error:
             console.print(printable(outcome.error, keep="\n"))
         console.print(
