@@ -151,6 +151,10 @@ def test_bench_prints_what_it_saves(measured: Path) -> None:
         (["run", "--model", "resnet20", "--max-size", "12"], "--max-size"),
         (["run", "--model", "resnet20", "--device", "tpu"], "auto, cpu or cuda"),
         (["run", "--model", "resnet20", "--target", "my-phone"], "local-cpu"),
+        (
+            ["run", "--model", "resnet20", "--against", "none.json"],
+            "could not read the release file: none.json",
+        ),
         (["run", "--model", "resnet20", "--num-classes", "3"], "at least 10"),
         (["train", "--weights", "w.pt", "--model", "resnet20"], "w.pt"),
         (["prune"], "not a run folder"),

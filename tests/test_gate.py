@@ -162,7 +162,7 @@ def test_every_key_misspelt_is_refused_and_the_right_one_named(place: Place) -> 
         misspelt = key[:5] + key[4:]  # a letter twice
         assert misspelt not in BUDGET_KEYS
         line = faults(place, f"{misspelt} = 1")
-        known = ", ".join(METRICS)
+        known = ", ".join(GATED)
         assert known in line
         lines.append(line.replace(known, "…"))
         assert line.endswith(f'Did you mean "{key}"?'), line

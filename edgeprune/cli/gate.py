@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from edgeprune.outcome import Outcome
     from edgeprune.pipeline import RunFolder
     from edgeprune.target import Target
-
-    Decide = Callable[[], tuple[Outcome, ...]]
 
 ARTIFACT = click.option(
     "--artifact",
@@ -78,7 +76,7 @@ def gate(
     With several targets a run folder is measured for each; of several files each target takes the
     one that was measured as it asks. The exit code is the worst: 1 before 3 before 0.
     """
-    from edgeprune.pipeline.explaining import explain_files, explain_run
+    from edgeprune.pipeline.explaining import check_artifacts, explain_files, explain_run
     from edgeprune.target import load_target
 
     if schema:
@@ -89,77 +87,64 @@ def gate(
         )
         return
     folder = folder_of(measurements[0] if len(measurements) == 1 else None, out, inputs + dims)
-    paths = measurements or (Path("measurement.json"),)
     if folder is not None and artifacts:
         raise UsageError(
             "could not gate", where="--artifact", value=str(artifacts[0]),
             expected="to be given for measurements in files alone: a run folder measures its own files",
         )  # fmt: skip
-    if folder is None:
-        wanted = [with_sizes(load_target(name), inputs, dims) for name in targets or ("local-cpu",)]
-        run, decide = None, _of_files(paths, wanted, against, artifacts)
-    else:
+    if folder is not None:
         settings = given({**options, "target": targets[0] if targets else None, "against": against})
         run = open_or_make(folder, settings, make=False)
         wanted = [load_target(name) for name in targets or (run.settings.target,)]
-        decide = _of_folder(run, wanted)
-    try:
-        outcomes = decide()
-    except MeasurementError as fault:  # of a target alone: CI is to see it where it looks for verdicts
-        write_for_ci(_undecided(wanted[0], fault), junit, markdown)
-        raise
-    write_for_ci(outcomes, junit, markdown)
-    told: Mapping[str, Explanation | str] = {}
-    if why:
-        told = explain_run(run, wanted, outcomes) if run else explain_files(paths, wanted, outcomes)
-    tell_outcomes(outcomes, as_json, run, told)
-
-
-def _of_files(
-    paths: Sequence[Path], targets: Sequence[Target], against: str | None, artifacts: Sequence[Path]
-) -> Decide:
-    """Gate measurements in files, if they are of the given ONNX files."""
+        outcomes = _gate_folder(run, wanted)
+        told = explain_run(run, wanted, outcomes) if why else {}
+        tell_outcomes(outcomes, as_json, run, junit=junit, markdown=markdown, why=told)
+        return
     from edgeprune.measurement import load_measurement
-    from edgeprune.pipeline.explaining import check_artifacts
     from edgeprune.pipeline.gating import gate_files
     from edgeprune.release import load_release
 
-    for path in paths:
+    for path in measurements:
         if path.is_dir():
             raise UsageError(
                 "could not gate", where="MEASUREMENT", value=f"the folder {path}",
                 expected="files, or one run folder alone",
             )  # fmt: skip
+    wanted = [with_sizes(load_target(name), inputs, dims) for name in targets or ("local-cpu",)]
     release = None if against is None else load_release(against)
+    paths = measurements or (Path("measurement.json"),)
     found = [load_measurement(path) for path in paths]
     check_artifacts(found, artifacts)
-    return lambda: gate_files(found, targets, release)
+    outcomes = gate_files(found, wanted, release)
+    told = explain_files(paths, wanted, outcomes) if why else {}
+    tell_outcomes(outcomes, as_json, junit=junit, markdown=markdown, why=told)
 
 
-def _of_folder(run: RunFolder, targets: Sequence[Target]) -> Decide:
-    """Measure a run where that is missing, and gate it."""
+def _gate_folder(run: RunFolder, targets: Sequence[Target]) -> tuple[Outcome, ...]:
+    """Measure a run where that is missing, and gate it on each target."""
     from edgeprune.cli.display import Display
     from edgeprune.pipeline.gating import gate_run
 
-    def decide() -> tuple[Outcome, ...]:
-        with Display() as listener:
-            return gate_run(run, targets, listener)
-
-    return decide
+    with Display() as listener:
+        return gate_run(run, targets, listener)
 
 
-def _undecided(target: Target, fault: MeasurementError) -> list[Outcome]:
-    from edgeprune.outcome import Outcome
-    from edgeprune.pipeline.device import short_name
-
-    return [Outcome(short_name(target), target.name, error=str(fault))]
-
-
-def write_for_ci(
-    outcomes: Sequence[Outcome], junit: Path | None = None, markdown: Path | None = None
+def tell_outcomes(
+    outcomes: Sequence[Outcome],
+    as_json: bool,
+    run: RunFolder | None = None,
+    *,
+    junit: Path | None = None,
+    markdown: Path | None = None,
+    why: Mapping[str, Explanation | str] | None = None,
 ) -> None:
-    """Write what CI reads; within GitHub's own, annotations and the summary of the step too."""
+    """Print the verdicts, write what CI reads, and exit with the worst code.
+
+    Raises:
+        MeasurementError: There is one target alone, and it could not be measured.
+    """
     from edgeprune.files import write_text
+    from edgeprune.outcome import outcomes_to_json, worst
     from edgeprune.report import junit_xml, pull_request_markdown
 
     if junit is not None:
@@ -168,17 +153,8 @@ def write_for_ci(
         write_text(markdown, pull_request_markdown(outcomes))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         _tell_github(outcomes)
-
-
-def tell_outcomes(
-    outcomes: Sequence[Outcome],
-    as_json: bool,
-    run: RunFolder | None = None,
-    why: Mapping[str, Explanation | str] | None = None,
-) -> None:
-    """Print the verdicts and exit with the worst code."""
-    from edgeprune.outcome import outcomes_to_json, worst
-
+    if len(outcomes) == 1 and outcomes[0].error:
+        raise MeasurementError(outcomes[0].error)
     if as_json:
         found = outcomes_to_json(outcomes)
         if run is not None:

@@ -68,12 +68,10 @@ def go(
         return
     context = Context(run)
     if "gate" in commands:
-        from edgeprune.cli.gate import tell_outcomes, write_for_ci
+        from edgeprune.cli.gate import tell_outcomes
         from edgeprune.pipeline.device import outcome_of
 
-        outcomes = [outcome_of(context)]
-        write_for_ci(outcomes)
-        tell_outcomes(outcomes, as_json, run)
+        tell_outcomes([outcome_of(context)], as_json, run)
     elif as_json:
         click.echo(json.dumps({"out": str(run.path), "stages": _facts(run, commands), "exit_code": 0}))
     else:

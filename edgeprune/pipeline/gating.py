@@ -42,8 +42,7 @@ def gate_run(run: RunFolder, targets: Sequence[Target], listener: Listener) -> t
     The first target is the run's own; the files of the others carry their short names.
 
     Raises:
-        EdgepruneError: The first that came, if none of the targets could be measured and it is not that the
-            device could not be reached.
+        EdgepruneError: Nothing could be decided, and not for want of a device: a mistake of the caller's.
     """
     outcomes, faults = [], []
     for number, (name, target) in enumerate(named_targets(targets).items()):
@@ -56,7 +55,9 @@ def gate_run(run: RunFolder, targets: Sequence[Target], listener: Listener) -> t
             outcomes.append(Outcome(name, target.name, error=str(fault)))
         else:
             outcomes.append(outcome_of(context))
-    _raise_if_nothing_was_decided(outcomes, faults)
+    wrong = [fault for fault in faults if fault.exit_code != MeasurementError.exit_code]
+    if len(faults) == len(outcomes) and wrong:
+        raise wrong[0]
     return tuple(outcomes)
 
 
@@ -67,9 +68,8 @@ def gate_files(
 
     Raises:
         UsageError: Two measurements are a target's, or one is nobody's.
-        MeasurementError: There is one target, and no measurement was made as it asks.
     """
-    outcomes, faults, used = [], [], set()
+    outcomes, used = [], set()
     for name, target in named_targets(targets).items():
         fitting = [number for number, one in enumerate(measurements) if not differing(target, one)]
         own = [number for number in fitting if measurements[number].target_sha256 == target.sha256]
@@ -96,12 +96,10 @@ def gate_files(
             verdicts = gate_on(target, measurement, release)
             outcomes.append(Outcome(name, target.name, verdicts, measurement.artifact.path.name))
         except MeasurementError as fault:
-            faults.append(fault)
             outcomes.append(Outcome(name, target.name, error=str(fault)))
-    if len(targets) == 1 and faults:
-        raise faults[0]
     idle = [measurements[number] for number in range(len(measurements)) if number not in used]
-    if idle and len(measurements) > 1:
+    # A target without a measurement says so itself, and an idle one may have been meant for it.
+    if idle and not any(outcome.error for outcome in outcomes):
         raise UsageError(
             "could not gate every measurement",
             where=f"the measurement on {idle[0].target_name}",
@@ -118,10 +116,3 @@ def _of_further(stage: Stage, context: Context) -> Stage:
     reads = tuple(context.named(name) if name == "measurement.json" else name for name in stage.reads)
     writes = tuple(map(context.named, stage.writes))
     return replace(stage, name=f"{stage.name}.{context.further[0]}", reads=reads, writes=writes)
-
-
-def _raise_if_nothing_was_decided(outcomes: Sequence[Outcome], faults: Sequence[EdgepruneError]) -> None:
-    """One target alone fails as ever; of several, a mistake that hits them all is told as such."""
-    wrong = [fault for fault in faults if fault.exit_code != MeasurementError.exit_code]
-    if len(faults) == len(outcomes) and (len(outcomes) == 1 or wrong):
-        raise (wrong or faults)[0]

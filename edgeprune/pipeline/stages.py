@@ -171,6 +171,8 @@ def _prepare(context: Any, wanted: set[str]) -> None:
     """Find out what is wrong before anything takes long."""
     if wanted - {"train", "finetune"}:
         _ = context.target  # a wrong target should not wait for the end of a training
+    if "gate" in wanted:
+        _ = context.release  # nor a wrong file of an earlier one
     if "export" in wanted:
         function(f"{VARIANTS}:check")(context)
 

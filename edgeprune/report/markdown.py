@@ -9,29 +9,27 @@ from edgeprune.report.content import Report, Table, printable, reasons, verdict_
 
 def report_markdown(report: Report) -> str:
     """The report as Markdown."""
-    parts = [f"# {inline(report.title)}", f"**{inline(report.outcome)}** {inline(report.headline)}"]
+    parts = [f"# {_inline(report.title)}", f"**{_inline(report.outcome)}** {_inline(report.headline)}"]
     comparison = "Dense against slim" if len(report.comparison.header) > 2 else "Measured"
-    parts += [f"## {comparison}", markdown_table(report.comparison)]
+    parts += [f"## {comparison}", _table(report.comparison)]
     parts.append("## Budgets")
-    parts.append(
-        markdown_table(verdict_rows(report.verdicts)) if report.verdicts else "There are no budgets."
-    )
+    parts.append(_table(verdict_rows(report.verdicts)) if report.verdicts else "There are no budgets.")
     if lines := reasons(report.verdicts):
-        parts.append(markdown_list(lines))
+        parts.append(_list(lines))
     if report.notes:
-        parts += ["## Notes", markdown_list(report.notes)]
-    parts += ["## How it was measured", markdown_list(report.method), _code(report.command)]
+        parts += ["## Notes", _list(report.notes)]
+    parts += ["## How it was measured", _list(report.method), _code(report.command)]
     if report.classes:
-        parts += [f"## {inline(report.classes.title)}", markdown_list(report.classes.lines)]
+        parts += [f"## {_inline(report.classes.title)}", _list(report.classes.lines)]
     if report.curves:
-        parts += ["## Training", markdown_list([one.sentence for one in report.curves])]
+        parts += ["## Training", _list([one.sentence for one in report.curves])]
     for title, table in (("Run", report.run), ("Environment", report.environment)):
         if table.rows:
-            parts += [f"## {title}", markdown_table(table)]
+            parts += [f"## {title}", _table(table)]
     return "\n\n".join(parts) + "\n"
 
 
-def inline(text: str) -> str:
+def _inline(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     text = printable(text).strip()
     for char in "\\*|" if text.count("`") % 2 == 0 else "\\`*|":
@@ -39,16 +37,14 @@ def inline(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
 
 
-def markdown_table(table: Table) -> str:
-    """A table as Markdown; numbers to the right."""
+def _table(table: Table) -> str:
     align = ["---"] + ["---:" if len(table.header) > 2 else "---"] * (len(table.header) - 1)
-    rows = [table.header, tuple(align), *([inline(cell) for cell in row] for row in table.rows)]
+    rows = [table.header, tuple(align), *([_inline(cell) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def markdown_list(lines: Sequence[str]) -> str:
-    """Sentences as a list."""
-    return "\n".join(f"- {inline(line)}" for line in lines)
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_inline(line)}" for line in lines)
 
 
 def _code(text: str) -> str:
