@@ -34,6 +34,17 @@ ELSEWHERE = {
     "NnapiExecutionProvider": "only on Android (legacy); `edgeprune doctor MODEL` estimates what it takes",
 }
 
+# Each in an environment of its own: builds of onnxruntime exclude each other.
+COMMANDS = {
+    "CUDAExecutionProvider": 'python -m venv gpu && gpu/bin/pip install "onnxruntime-gpu[cuda,cudnn]"',
+    "TensorrtExecutionProvider": "python -m venv trt && trt/bin/pip install onnxruntime-gpu tensorrt",
+    "QNNExecutionProvider": "python -m venv qnn && qnn/bin/pip install onnxruntime onnxruntime-qnn",
+    "OpenVINOExecutionProvider": "python -m venv ov && ov/bin/pip install onnxruntime-openvino",
+    "WebGpuExecutionProvider": "python -m venv web && web/bin/pip install onnxruntime onnxruntime-ep-webgpu",
+    "XnnpackExecutionProvider": "sudo apt install python3-onnxruntime",
+}
+"""Provider -> what installs it on Linux; the target then names that interpreter as runtime.python."""
+
 State = Literal["runs", "does not run", "absent"]
 
 
@@ -93,6 +104,11 @@ def how_to_get(provider: str) -> str:
     here = platform.system() == "Linux" and platform.machine() == "x86_64"
     name = SCRIPTS.get(provider) if here else None
     return f"{text}; here: scripts/providers {name} FOLDER" if name else text
+
+
+def install_command(provider: str) -> str | None:
+    """The command that brings a provider to this machine; None: no command does."""
+    return COMMANDS.get(provider) if platform.system() == "Linux" else None
 
 
 def _runner(python: str | None, provider: str = "CPUExecutionProvider") -> LocalRunner:

@@ -12,7 +12,8 @@ from edgeprune.artifact import Artifact, facts_in_sidecar, sidecar_path
 from edgeprune.errors import ArtifactError
 from edgeprune.external_data import files_of
 from edgeprune.files import sha256_file, sha256_files
-from edgeprune.precision import message_fields, note_of
+from edgeprune.precision import note_of
+from edgeprune.protobuf import fields
 
 State = Literal["passed", "failed", "not checked"]
 
@@ -83,9 +84,9 @@ def metadata_of(path: Path) -> dict[str, str]:
     content = path.read_bytes()
     found = {}
     try:
-        for number, start, end in message_fields(content, 0, len(content)):
+        for number, start, end in fields(content, 0, len(content)):
             if number == METADATA:
-                entry = {field: content[a:b].decode() for field, a, b in message_fields(content, start, end)}
+                entry = {field: content[a:b].decode() for field, a, b in fields(content, start, end)}
                 found[entry[KEY]] = entry.get(VALUE, "")
     except (IndexError, KeyError):
         raise ValueError("no protobuf message") from None

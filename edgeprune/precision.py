@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from edgeprune.artifact import Artifact
 from edgeprune.errors import ArtifactError
+from edgeprune.protobuf import Bytes, fields
 from edgeprune.target import Runtime
 
 # Field numbers of the messages in onnx.proto.
 MODEL_GRAPH, GRAPH_NODE, GRAPH_INITIALIZER, NODE_OPERATOR, TENSOR_TYPE = 7, 1, 5, 4, 2
 FLOAT16 = 10
 INTEGER_OPERATORS = (b"QuantizeLinear", b"DequantizeLinear", b"QLinear", b"ConvInteger", b"MatMulInteger")
-VARINT, LENGTH = 0, 2  # wire types
-FIXED_BYTES = {1: 8, 5: 4}
-
-Bytes = bytes | mmap.mmap
 
 
 def precision_of(artifact: Artifact) -> str | None:
@@ -103,52 +100,18 @@ def precision_notes(artifacts: Sequence[Artifact], runtime: Runtime) -> list[str
 
 def _precision(content: Bytes) -> str:
     found = "fp32"
-    for number, start, end in message_fields(content, 0, len(content)):
+    for number, start, end in fields(content, 0, len(content)):
         if number != MODEL_GRAPH:
             continue
-        for part, first, last in message_fields(content, start, end):
+        for part, first, last in fields(content, start, end):
             if part == GRAPH_NODE:
-                for field, a, b in message_fields(content, first, last):
+                for field, a, b in fields(content, first, last):
                     if field == NODE_OPERATOR and content[a:b].startswith(INTEGER_OPERATORS):
                         return "int8"
             elif part == GRAPH_INITIALIZER:
                 half = any(
                     field == TENSOR_TYPE and content[a] == FLOAT16
-                    for field, a, _ in message_fields(content, first, last)
+                    for field, a, _ in fields(content, first, last)
                 )
                 found = "fp16" if half else found
     return found
-
-
-def message_fields(content: Bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of each field of a protobuf message.
-
-    Raises:
-        ValueError: It is no such message.
-    """
-    while position < end:
-        key, position = _varint(content, position)
-        wire = key & 7
-        if wire == LENGTH:
-            size, position = _varint(content, position)
-        elif wire == VARINT:
-            size = _varint(content, position)[1] - position
-        elif wire in FIXED_BYTES:
-            size = FIXED_BYTES[wire]
-        else:
-            raise ValueError("no protobuf message")
-        if position + size > end:
-            raise ValueError("a field that is longer than its message")
-        yield key >> 3, position, position + size
-        position += size
-
-
-def _varint(content: Bytes, position: int) -> tuple[int, int]:
-    """The number that begins at a position, and the position after it."""
-    value = shift = 0
-    while shift < 64:
-        byte = content[position]
-        value, position, shift = value | (byte & 127) << shift, position + 1, shift + 7
-        if byte < 128:
-            return value, position
-    raise ValueError("a number of more than 64 bits")

@@ -77,14 +77,17 @@ def test_how_to_get(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     target = tmp_path / "mine.toml"
     target.write_text('name = "x"\n[runtime]\nprovider = "QNNExecutionProvider"\npython = "other"\n')
-    code, out, _ = run(capsys, "doctor", "--target", str(target))
+    code, out, _ = run(capsys, "doctor", "--no-noise", "--target", str(target))
     assert code == 0
     assert "CPU          runs; its time is real" in out
     assert "CUDA         does not run: listed, but is not there" in out
     assert "QNN          runs in other; its time means nothing: a simulator" in out
     assert "Nnapi        absent: only on Android (legacy)" in out
-    found = json.loads(run(capsys, "doctor", "--target", str(target), "--json")[1])
+    found = json.loads(run(capsys, "doctor", "--no-noise", "--target", str(target), "--json")[1])
     assert f"{target} placement here, but no time: functional only" in out
+    assert max(len(line) for line in out.splitlines() if str(target) not in line) <= 80
+    assert "qnn/bin/pip install onnxruntime onnxruntime-qnn" not in out  # it is here
+    assert "ov/bin/pip install onnxruntime-openvino" in out
     assert not found["targets"][str(target)]
     assert found["functional_targets"] == [str(target)]
     assert found["targets"]["local-cpu"]
@@ -95,6 +98,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "state": "runs",
         "why": "",
         "time": "means nothing: a simulator",
+        "install": None,
     } in found["providers"]
 
 
@@ -109,10 +113,10 @@ def test_doctor_estimates_what_phones_would_take(capsys: pytest.CaptureFixture[s
     )
     model = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
-    _, out, _ = run(capsys, "doctor", str(model))
+    _, out, _ = run(capsys, "doctor", "--no-noise", str(model))
     assert (
         "m.onnx, estimated from operator tables:\nNNAPI (legacy)         1 of 1 nodes in 1 partition" in out
     )
-    found = json.loads(run(capsys, "doctor", str(model), "--json")[1])["partitions"]
+    found = json.loads(run(capsys, "doctor", "--no-noise", str(model), "--json")[1])["partitions"]
     assert found["label"] == "estimated from operator tables"
     assert [one["partitions"] for one in found["estimates"]] == [1, 1, 1]

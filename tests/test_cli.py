@@ -212,11 +212,11 @@ def test_groups_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out)["targets"]["local-cpu"]["provider"] == "CPUExecutionProvider"
     code, out, _ = run(capsys, "targets")
     assert "raspberry-pi-5" in out
-    code, out, _ = run(capsys, "doctor", "--json")
+    code, out, _ = run(capsys, "doctor", "--no-noise", "--json")
     found = json.loads(out)
     assert found["targets"]["local-cpu"] is True
     assert found["targets"]["raspberry-pi-5"] is False
-    code, out, _ = run(capsys, "doctor")
+    code, out, _ = run(capsys, "doctor", "--no-noise")
     assert "onnxruntime" in out
 
 

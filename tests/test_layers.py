@@ -15,17 +15,19 @@ PACKAGE = Path(edgeprune.__file__).parent
 # A module or package imports only from names before its own.
 DEVICE_SIDE = [
     "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "toml_table", "budget",
-    "target", "external_data", "artifact", "statistics", "precision", "runners", "availability", "noise",
-    "instructions", "placement", "measurement_format", "measurement", "record", "comparison", "compared",
-    "benchmark", "verdict", "outcome", "release", "integrity", "sweep", "onnx_writer", "turns",
-    "widths", "report", "card",
+    "target", "external_data", "artifact", "statistics", "protobuf", "onnx_nodes", "precision", "runners",
+    "availability", "noise", "instructions", "placement", "measurement_format", "measurement", "record",
+    "comparison", "compared",
+    "benchmark", "verdict", "outcome", "release", "integrity", "parts", "advice", "explanation", "sweep",
+    "onnx_writer", "turns", "widths", "report", "card", "steadiness", "machine",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
-    "surgery", "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants",
-    "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram",
-    "moments", "flow", "refitting", "schemes", "mobile", "pipeline", "verification",
+    "surgery", "group_facts", "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization",
+    "half_floats", "variants", "ort_format", "latency_budget", "probe", "selection", "training",
+    "calibration", "slabs", "gram", "moments", "flow", "refitting", "schemes", "mobile", "pipeline",
+    "verification",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 

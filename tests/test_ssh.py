@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.benchmark import bench
 from edgeprune.errors import ArtifactError, MeasurementError, TargetError
+from edgeprune.pipeline.explaining import profile_of
 from edgeprune.runners import SshRunner, runner_for
 from edgeprune.runners import board as board_module
 from edgeprune.runners.board import Guard
@@ -366,6 +367,13 @@ def test_bench_over_ssh(tmp_path: Path) -> None:
     assert measurement.latency_ratio is not None
     assert measurement.memory["method"].endswith("MALLOC_MMAP_THRESHOLD_=65536")
     assert measurement.to_json() == type(measurement).from_json(measurement.to_json()).to_json()
+
+
+@pytest.mark.usefixtures("board")
+def test_profile_over_ssh(tmp_path: Path) -> None:
+    found = profile_of(_relu(tmp_path / "slim.onnx"), load_target(_target(tmp_path / "t.toml")))
+    assert not isinstance(found, str), found
+    assert [kernel["op_type"] for kernel in found["kernels"]] == ["Relu"]
 
 
 @pytest.mark.slow

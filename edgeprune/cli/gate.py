@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.cli.options import AGAINST, BENCH, FILE, JSON, OUT, SIZES, TARGETS, given, take, with_sizes
+from edgeprune.cli.options import (
+    AGAINST,
+    BENCH,
+    FILE,
+    JSON,
+    OUT,
+    SIZES,
+    TARGETS,
+    WHY,
+    given,
+    take,
+    with_sizes,
+)
 from edgeprune.cli.stages import folder_of, open_or_make
 from edgeprune.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
+    from edgeprune.explanation import Explanation
     from edgeprune.outcome import Outcome
     from edgeprune.pipeline import RunFolder
+    from edgeprune.target import Target
 
+ARTIFACT = click.option(
+    "--artifact",
+    "artifacts",
+    type=FILE,
+    metavar="FILE",
+    multiple=True,
+    help="Refuse a MEASUREMENT that is not of this ONNX file; repeatable.",
+)
 OUTPUTS = (
     click.option("--junit", type=FILE, metavar="FILE", help="Write JUnit XML, a suite for each target."),
     click.option("--markdown", type=FILE, metavar="FILE", help="Write Markdown for a pull request."),
@@ -29,17 +51,19 @@ OUTPUTS = (
 
 @click.command("gate")
 @click.argument("measurements", metavar="[MEASUREMENT]...", type=FILE, nargs=-1)
-@take(TARGETS, AGAINST, *BENCH, *SIZES, OUT, *OUTPUTS, JSON)
+@take(TARGETS, AGAINST, *BENCH, *SIZES, OUT, ARTIFACT, *OUTPUTS, WHY, JSON)
 def gate(
     measurements: tuple[Path, ...],
     targets: tuple[str, ...],
     against: str | None,
     out: Path | None,
+    artifacts: tuple[Path, ...],
     inputs: tuple[str, ...],
     dims: tuple[str, ...],
     junit: Path | None,
     markdown: Path | None,
     schema: bool,
+    why: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -52,6 +76,7 @@ def gate(
     With several targets a run folder is measured for each; of several files each target takes the
     one that was measured as it asks. The exit code is the worst: 1 before 3 before 0.
     """
+    from edgeprune.pipeline.explaining import check_artifacts, explain_files, explain_run
     from edgeprune.target import load_target
 
     if schema:
@@ -62,10 +87,18 @@ def gate(
         )
         return
     folder = folder_of(measurements[0] if len(measurements) == 1 else None, out, inputs + dims)
+    if folder is not None and artifacts:
+        raise UsageError(
+            "could not gate", where="--artifact", value=str(artifacts[0]),
+            expected="to be given for measurements in files alone: a run folder measures its own files",
+        )  # fmt: skip
     if folder is not None:
         settings = given({**options, "target": targets[0] if targets else None, "against": against})
         run = open_or_make(folder, settings, make=False)
-        tell_outcomes(_gate_folder(run, targets), as_json, run, junit=junit, markdown=markdown)
+        wanted = [load_target(name) for name in targets or (run.settings.target,)]
+        outcomes = _gate_folder(run, wanted)
+        told = explain_run(run, wanted, outcomes) if why else {}
+        tell_outcomes(outcomes, as_json, run, junit=junit, markdown=markdown, why=told)
         return
     from edgeprune.measurement import load_measurement
     from edgeprune.pipeline.gating import gate_files
@@ -79,19 +112,21 @@ def gate(
             )  # fmt: skip
     wanted = [with_sizes(load_target(name), inputs, dims) for name in targets or ("local-cpu",)]
     release = None if against is None else load_release(against)
-    found = [load_measurement(path) for path in measurements or (Path("measurement.json"),)]
-    tell_outcomes(gate_files(found, wanted, release), as_json, junit=junit, markdown=markdown)
+    paths = measurements or (Path("measurement.json"),)
+    found = [load_measurement(path) for path in paths]
+    check_artifacts(found, artifacts)
+    outcomes = gate_files(found, wanted, release)
+    told = explain_files(paths, wanted, outcomes) if why else {}
+    tell_outcomes(outcomes, as_json, junit=junit, markdown=markdown, why=told)
 
 
-def _gate_folder(run: RunFolder, targets: Sequence[str]) -> tuple[Outcome, ...]:
-    """Measure a run where that is missing, and gate it on each target; without any on its own."""
+def _gate_folder(run: RunFolder, targets: Sequence[Target]) -> tuple[Outcome, ...]:
+    """Measure a run where that is missing, and gate it on each target."""
     from edgeprune.cli.display import Display
     from edgeprune.pipeline.gating import gate_run
-    from edgeprune.target import load_target
 
-    wanted = [load_target(name) for name in targets or (run.settings.target,)]
     with Display() as listener:
-        return gate_run(run, wanted, listener)
+        return gate_run(run, targets, listener)
 
 
 def tell_outcomes(
@@ -101,6 +136,7 @@ def tell_outcomes(
     *,
     junit: Path | None = None,
     markdown: Path | None = None,
+    why: Mapping[str, Explanation | str] | None = None,
 ) -> None:
     """Print the verdicts, write what CI reads, and exit with the worst code.
 
@@ -124,17 +160,21 @@ def tell_outcomes(
         if run is not None:
             found["out"] = str(run.path)
             found["stages"] = {name: run.facts(name) for name in run.stages}
+        if why:
+            found["why"] = {
+                name: {"error": one} if isinstance(one, str) else one.to_json() for name, one in why.items()
+            }
         click.echo(json.dumps(found))
     else:
-        _print(outcomes, run)
+        _print(outcomes, run, why or {})
     click.get_current_context().exit(worst(outcomes))
 
 
-def _print(outcomes: Sequence[Outcome], run: RunFolder | None) -> None:
+def _print(outcomes: Sequence[Outcome], run: RunFolder | None, why: Mapping[str, Explanation | str]) -> None:
     """A table for each target, its reasons, and what it comes to."""
     from rich.console import Console
 
-    from edgeprune.report import reason_lines, verdict_table
+    from edgeprune.report import reason_lines, verdict_table, why_lines
     from edgeprune.report.content import printable
 
     console = Console(highlight=False, markup=False)
@@ -146,6 +186,12 @@ def _print(outcomes: Sequence[Outcome], run: RunFolder | None) -> None:
             console.print(verdict_table(outcome.verdicts, min(80, console.width)))
             lines = reason_lines(outcome.verdicts)
             console.print(*([""] if lines else []), *lines, sep="\n")
+        if outcome.target in why:
+            told = why[outcome.target]
+            text = [f"Where it sits is not known: {told}"] if isinstance(told, str) else why_lines(told)
+            if reason_lines(outcome.verdicts):
+                console.print()
+            console.print(*text, sep="\n", soft_wrap=not isinstance(told, str))
         if outcome.error:
             console.print(printable(outcome.error, keep="\n"))
         console.print(

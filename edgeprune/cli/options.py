@@ -260,6 +260,9 @@ BROWSER = [
     ),
 ]
 OUT = click.option("--out", type=FILE, metavar="FOLDER", help="Run folder.")
+WHY = click.option(
+    "--why", is_flag=True, help="Say where bytes, MACs and time sit, and what would have to go."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 ALL = [*MODEL, *DATA, *RECIPE, *TRAIN, *PRUNE, *REFIT, *FINETUNE, *EXPORT, *TARGET, *BENCH, AGAINST]

@@ -17,6 +17,7 @@ from edgeprune.channels import ChannelGroup
 from edgeprune.data import Data, load_data
 from edgeprune.errors import InexactWarning, ModelError, PlanError, RunError, UsageError
 from edgeprune.files import replacing, sha256_file, write_text
+from edgeprune.group_facts import group_facts
 from edgeprune.groups import find_groups
 from edgeprune.launch import world
 from edgeprune.models import build, load_model, normalization_of, source_of
@@ -257,8 +258,9 @@ def plan(context: Context) -> dict[str, Any]:
     limit = settings.max_size_bytes
     if limit is not None:
         limit = max(1, limit - FACTS_BYTES)
+    groups = groups_of(context, model)
     chosen = make_plan(
-        model, groups_of(context, model), scores, context.data.example,
+        model, groups, scores, context.data.example,
         max_macs_ratio=settings.max_macs_ratio, max_params_ratio=settings.max_params_ratio,
         max_size_bytes=limit, max_latency_ratio=settings.max_latency_ratio, target=context.target,
         channel_multiple=channel_multiple(context),
@@ -267,7 +269,7 @@ def plan(context: Context) -> dict[str, Any]:
         on_progress=context.listener.step,
     )  # fmt: skip
     write_text(run.file("plan.json"), chosen.to_json() + "\n")
-    return chosen.facts
+    return {**chosen.facts, "groups": group_facts(model, groups, chosen, context.data.example)}
 
 
 def read_plan(context: Context) -> Plan:

@@ -11,6 +11,7 @@ from edgeprune.report.markdown import report_markdown
 from edgeprune.report.page import report_html
 from edgeprune.report.pull_request import github_annotations, pull_request_markdown
 from edgeprune.report.terminal import comparison_table, reason_lines, verdict_table
+from edgeprune.report.why import why_lines
 from edgeprune.report.widths import widths_svg, widths_text
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "report_markdown",
     "training_curves",
     "verdict_table",
+    "why_lines",
     "widths_svg",
     "widths_text",
 ]

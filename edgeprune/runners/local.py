@@ -29,6 +29,7 @@ PROBLEMS = {
     "memory": "could not measure memory",
     "instructions": "could not count instructions",
     "probe": "could not start the provider",
+    "profile": "could not profile the network",
     "providers": "could not list the providers",
     "reference": "could not run the network on the CPU",
 }

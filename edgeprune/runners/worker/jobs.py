@@ -15,6 +15,7 @@ from .instructions import instructions
 from .latency import latency
 from .memory import memory
 from .placement import placement, probe, providers
+from .profiling import profile
 from .reference import reference
 
 JOBS = {
@@ -24,6 +25,7 @@ JOBS = {
     "memory": memory,
     "placement": placement,
     "probe": probe,
+    "profile": profile,
     "providers": providers,
     "reference": reference,
 }
