@@ -29,8 +29,8 @@ HOST_SIDE = [
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
 # Third-party packages, besides the standard library.
-OPTIONAL_PACKAGES = {"cryptography", "segno"}  # of the extra `browser`
-DEVICE_PACKAGES = {"numpy", "onnxruntime", "rich"} | OPTIONAL_PACKAGES
+OPTIONAL_PACKAGES = {"cryptography", "segno", "matplotlib"}  # of the extras `browser` and `report`
+DEVICE_PACKAGES = {"jinja2", "numpy", "onnxruntime", "rich"} | OPTIONAL_PACKAGES
 PLUGINS = {"onnxruntime_qnn", "onnxruntime_ep_webgpu"}  # providers, for the worker alone
 HOST_PACKAGES = DEVICE_PACKAGES | {
     "torch", "torchvision", "onnx", "safetensors", "scipy", "sklearn", "timm", "PIL"
@@ -235,7 +235,7 @@ def test_planted_output_is_found(source: str) -> None:
     assert not list(output_faults("runners.worker.jobs", source))
 
 
-HEAVY = ("torch", "torchvision", "onnx", "onnxsim", "scipy", "sklearn", "safetensors")
+HEAVY = ("torch", "torchvision", "onnx", "onnxsim", "scipy", "sklearn", "safetensors", "matplotlib")
 
 
 def loaded_after(statement: str) -> tuple[int, str, set[str]]:
