@@ -17,13 +17,14 @@ DEVICE_SIDE = [
     "errors", "launch", "files", "units", "telemetry", "metrics", "target", "external_data", "artifact",
     "statistics", "precision",
     "runners", "availability", "noise", "instructions", "placement", "measurement_format", "measurement",
-    "benchmark", "verdict", "sweep", "onnx_writer", "turns", "widths", "report",
+    "benchmark", "verdict", "sweep", "onnx_writer", "turns", "widths", "budget_search",
+    "report",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
     "surgery", "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants",
-    "ort_format", "budget_search", "latency_budget", "probe", "selection", "training", "calibration", "slabs",
+    "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs",
     "gram", "moments", "flow", "refitting", "schemes", "mobile", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]

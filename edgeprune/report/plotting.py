@@ -18,8 +18,9 @@ import hashlib
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,10 @@ from edgeprune.report.colours import COLOURS
 from edgeprune.report.content import printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 400
+WIDTH = 360
 """Pixels across a plot."""
 FONT = 12.0
 """Size of letters in pixels."""
@@ -70,11 +72,48 @@ def style() -> Iterator[None]:
                 "lines.linewidth": 1.8, "path.simplify": False, "savefig.facecolor": "none",
                 "svg.fonttype": "none", "svg.hashsalt": "edgeprune", "text.color": ink,
                 "text.parse_math": False,
-                "xtick.color": soft, "xtick.labelsize": FONT, "xtick.major.size": 0, "xtick.minor.size": 0,
+                "xtick.color": soft, "xtick.labelsize": FONT, "xtick.major.size": 0, "xtick.major.pad": 7, "xtick.minor.size": 0,
                 "ytick.color": soft, "ytick.labelsize": FONT, "ytick.major.size": 0, "ytick.minor.size": 0,
             }
         )  # fmt: skip
         yield
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of a page.
+
+    Attributes:
+        title: Its name.
+        description: What it shows, in figures; stands in for the drawing where matplotlib is not.
+        key: How to read it.
+        svg: The ``<svg>`` element; empty without matplotlib.
+    """
+
+    title: str
+    description: str
+    key: str
+    svg: str
+
+
+def make_plot(title: str, description: str, key: str, draw: Callable[[], Figure]) -> Plot:
+    """Draw, if matplotlib is here."""
+    if not has_matplotlib():
+        return Plot(title, description, key, "")
+    with style():
+        return Plot(title, description, key, svg_of(draw(), title=title, description=description))
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure to draw on in pixels from its upper left corner."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width / 72, height / 72), dpi=72)
+    axes = drawing.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    return drawing, axes
 
 
 def figure(width: float, height: float) -> Figure:
@@ -83,6 +122,17 @@ def figure(width: float, height: float) -> Figure:
 
     with style():
         return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+
+
+def stacked(drawing: Figure, heights: Sequence[float]) -> list[Axes]:
+    """Axes one below the other on a common x axis, whose ticks the last one names."""
+    grid = drawing.add_gridspec(len(heights), 1, height_ratios=list(heights))
+    found: list[Axes] = []
+    for place in range(len(heights)):
+        found.append(drawing.add_subplot(grid[place, 0], sharex=found[0] if found else None))
+    for axes in found[:-1]:
+        axes.tick_params(labelbottom=False)
+    return found
 
 
 def svg_of(figure: Figure, *, title: str, description: str) -> str:
