@@ -141,6 +141,7 @@ UNTIMED = {
 }
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_report_of_what_was_counted_and_not_timed():
     dense = replace(DENSE, **UNTIMED | {"instructions": UNTIMED["instructions"] | {"count": 10_000}})
     slim = replace(SLIM, **UNTIMED, baseline=dense)
@@ -200,6 +201,7 @@ def test_a_report_follows_its_figures():
         ((*ALL_STATES[:4], ALL_STATES[5]), "Not released: 1 of 5 budgets cannot be told yet."),
     ],
 )
+@pytest.mark.usefixtures("no_plots")
 def test_the_outcome(verdicts, outcome):
     report = report_of(verdicts=verdicts)
     assert report.outcome == outcome
@@ -356,6 +358,7 @@ def test_the_guard_on_pages_sees_a_fault():
         Page(text.replace("</figure>", "", 1))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_page_says_the_same_as_the_markdown():
     report = report_of()
     text, shown = report_markdown(report), Page(report_html(report)).text

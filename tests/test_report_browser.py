@@ -68,6 +68,8 @@ LOOK = """() => {
     if (table.querySelector('th:not([scope])')) say('a header has no scope', table);
     const box = table.getBoundingClientRect();
     if (box.right > innerWidth + 1) say('a table is cut off', table);
+    const frame = table.parentElement;
+    if (frame.scrollWidth > frame.clientWidth + 1) say('a table scrolls', table);
     if (matchMedia('print').matches && !table.checkVisibility()) say('a table is not printed', table);
   }
   const ids = [...document.querySelectorAll('[id]')].map(node => node.id);
@@ -190,6 +192,13 @@ SCRIPT = planted("<script>console.error('x')</script>")
         (lambda text: text.replace("font-size: 12px", "font-size: 5px", 1), r"letters of 5\.\d pixels"),
         (lambda text: re.sub(r"<text.*?</text>", r"\g<0>\g<0>", text, count=1), "lies under"),
         (lambda text: text.replace("color-scheme: light dark;", "--paper: red !important;"), "the ground is"),
+        (
+            planted(
+                '<div style="width: 9px; overflow: auto">'
+                '<table style="width: 99px"><caption>x</caption><tr><td>x</table></div>'
+            ),
+            "a table scrolls",
+        ),
         (planted('<i id="memory">x</i>'), "an id is there twice"),
         (planted(f"<!--{'x' * MOST_BYTES}-->"), "bytes"),
         (lambda text: text.replace("<svg", "<s").replace("</svg>", "</s>"), "no plots"),

@@ -205,6 +205,7 @@ def test_many_classes_stay_readable_and_small():
     assert "Most related: " in html
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_run_reports_what_its_scheme_has_found(tmp_path):
     write_json(tmp_path / "measurement.json", SLIM.to_json())
     write_json(tmp_path / "verdicts.json", verdicts_to_json(ALL_STATES))

@@ -66,6 +66,7 @@ def test_the_lines_are_drawn_where_the_values_are() -> None:
     assert {"loss", "validation accuracy, %", "variables at zero, %", "epoch", "1", "2", "3"} <= {*shown}
     single = curve_plot(Curves("one", (0.0,), (1.0,)))
     assert "nan" not in single.svg
+    assert "<svg" in curve_plot(Curves("diverged", (1.0, float("inf"), float("nan")), (0.1,) * 3)).svg
     assert "variables at zero" not in single.svg
 
 

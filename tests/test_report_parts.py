@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgeprune.report import make_report, plotting, report_html, report_markdown
+from edgeprune.report.classes import shorten
 from edgeprune.report.headline import key_figures
 from edgeprune.report.parts import (
     LayerWidth,
@@ -25,7 +26,7 @@ from edgeprune.report.plots import DOTS, classes_plot, latency_plots, memory_plo
 from edgeprune.report.plotting import Plot
 from edgeprune.report.sections import MOST_ROWS, classes_left_out, classes_table, search_table
 from edgeprune.verdict import gate
-from tests.test_report import ALL_STATES, COMMAND, DENSE, PASSED, SLIM, Page, golden, samples
+from tests.test_report import ALL_STATES, COMMAND, DENSE, NASTY, PASSED, SLIM, Page, golden, samples
 
 BY_CLASS = {"cat": 0.9, "dog": 0.95, "<ship>": 0.8}
 
@@ -62,9 +63,9 @@ def texts(plot: Plot) -> list[str]:
 # --- the page as a whole ---
 
 
-def test_the_page_golden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_plots")
+def test_the_page_golden() -> None:
     """Without plots, whose bytes are matplotlib's, and without the style."""
-    monkeypatch.setattr(plotting, "find_spec", lambda _: None)
     text = report_html(full_report(also={"a phone": gate(PASSED, SLIM)}))
     golden("report.html", re.sub(r"(?s)<style>.*</style>", "<style></style>", text))
 
@@ -103,6 +104,7 @@ def test_every_table_has_a_caption_and_every_cell_a_header() -> None:
             assert row.strip().startswith('<tr><th scope="row">')
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_sections_of_a_run_that_has_nothing_to_show_say_why_and_a_measurement_alone_leaves_them_out() -> None:
     run = make_report(SLIM, ALL_STATES, command=COMMAND, plan={})
     alone = make_report(SLIM, ALL_STATES, command=COMMAND)
@@ -117,6 +119,7 @@ def test_sections_of_a_run_that_has_nothing_to_show_say_why_and_a_measurement_al
             assert title not in write(alone)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_several_targets_have_their_own_verdicts_and_one_outcome() -> None:
     report = make_report(SLIM, ALL_STATES[:4], command=COMMAND, also={"a <phone>": ALL_STATES})
     assert report.outcome == "Not released: 2 of 11 budgets failed or could not be measured."
@@ -188,6 +191,17 @@ def test_many_layers_are_a_profile_and_long_names_are_cut() -> None:
     )
 
 
+@pytest.mark.parametrize("name", [NASTY, "cat \u732b", "$\\frac{$", "x" * 99])
+def test_names_of_users_break_no_plot(name: str) -> None:
+    found = class_accuracies(with_classes({name: 0.9}, {name: 0.8}))
+    assert found is not None
+    for plot in (classes_plot(found), widths_plot((LayerWidth(name, 8, 4),))):
+        svg = ET.fromstring(plot.svg)
+        assert max(len(text.text or "") for text in svg.iter("text")) <= 22
+        assert not {tag.tag for tag in svg.iter()} & {"script", "img"}
+    assert shorten(name, 22) in texts(classes_plot(found))
+
+
 # --- latency ---
 
 
@@ -218,6 +232,15 @@ def test_long_processes_are_thinned_out_and_equal_runs_are_drawn() -> None:
     assert "Of each process 200 are drawn" in strips.key
     assert "Beyond" not in strips.key
     assert "network: median 1.00 ms" in texts(strips)
+
+
+@pytest.mark.parametrize(
+    "samples_s", [{"network": ((0.001,),)}, {"dense": ((0.002, 0.003),), "slim": ((0.001,) * 2,)}]
+)
+def test_a_single_process_is_drawn(samples_s: Any) -> None:
+    strips, shares = latency_plots(samples_s)
+    assert len(drawn_runs(strips)) == sum(len(process) for one in samples_s.values() for process in one)
+    assert set(samples_s) <= {*texts(shares)}
 
 
 def test_the_shares_rise_to_one_and_dense_is_right_of_slim() -> None:
@@ -278,17 +301,18 @@ def test_classes_without_dense_and_on_another_split() -> None:
     assert class_accuracies(SLIM) is None
 
 
-def test_of_many_classes_those_that_lost_most_are_named() -> None:
+def test_of_many_classes_those_that_lost_most_are_named(request: pytest.FixtureRequest) -> None:
     dense = {f"class{n:04}": 0.9 for n in range(1000)}
     slim = {name: 0.9 - n / 1e5 for n, name in enumerate(dense)}
     found = class_accuracies(with_classes(dense, slim))
     assert found is not None
     assert len(classes_table(found).rows) == MOST_ROWS
-    assert classes_left_out(found) == "960 more classes are left out: -0.96 pp or better."
-    assert "The first 40 of 1000 are drawn." in classes_plot(found).key
+    assert classes_left_out(found) == "900 more classes are left out: -0.90 pp or better."
+    assert "The first 20 of 1000 are drawn." in classes_plot(found).key
+    request.getfixturevalue("no_plots")
     report = make_report(with_classes(dense, slim), (), command=COMMAND)
     for text in (report_html(report), report_markdown(report)):
-        assert "960 more classes" in text
+        assert "900 more classes" in text
         assert "class0999" in text
         assert "class0001" not in text
 

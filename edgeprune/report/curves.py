@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,8 @@ def curve_plot(curves: Curves) -> Plot:
             axes.locator_params(axis="y", nbins=4)
         if curves.sparsities:
             panels[2].set_ylim(0, max(*curves.sparsities, 0.05) * 105)
-        panels[0].set_ylim(0, max(*curves.losses, 1e-9) * 1.05)
+        finite = [loss for loss in curves.losses if math.isfinite(loss)]
+        panels[0].set_ylim(0, max([*finite, 1e-9]) * 1.05)
         panels[-1].set_xlim(0.5 if len(epochs) == 1 else 1, max(1.5, len(epochs)))
         panels[-1].locator_params(axis="x", integer=True, nbins=6)
         panels[-1].set_xlabel("epoch")

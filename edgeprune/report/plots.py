@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeprune.report.classes import shorten
+from edgeprune.report.content import printable
 from edgeprune.report.parts import (
     ClassAccuracies,
     LayerWidth,
@@ -29,7 +31,9 @@ DOTS = 200
 SHOWN = 0.95
 """Of each network's runs the axis must hold; stragglers would squeeze the rest to a line."""
 NAMED = 40
-"""Layers and classes that are drawn by name at most."""
+"""Layers that are drawn by name at most."""
+CLASSES = 20
+"""Classes that are drawn at most, those that lost most."""
 
 _ROW = 19.0  # pixels for a named row
 _LONGEST = 22  # letters of a name
@@ -42,6 +46,7 @@ def _shade(name: str) -> str:
 
 def _short(name: str) -> str:
     """The end of a long name: layers begin alike."""
+    name = printable(name)
     return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
 
 
@@ -91,7 +96,7 @@ def _strips(samples_s: Samples, low: float, high: float) -> Figure:
 
     rows = [len(samples) for samples in samples_s.values()]
     pixels = min(7.0, 150 / max(rows))
-    drawing = figure(WIDTH, pixels * sum(rows) + 26 * len(rows) + 26)
+    drawing = figure(WIDTH, pixels * sum(rows) + 30 * len(rows) + 30)
     panels = stacked(drawing, rows)
     for axes, (name, samples) in zip(panels, samples_s.items(), strict=True):
         dots = []
@@ -128,7 +133,7 @@ def _shares(samples_s: Samples, low: float, high: float) -> Figure:
     _time_axis(axes, low, high)
     axes.set_ylim(0, 103)
     axes.yaxis.set_major_formatter("{x:.0f} %")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return drawing
 
 
@@ -136,11 +141,11 @@ def _shares(samples_s: Samples, low: float, high: float) -> Figure:
 
 
 def _rows(names: Sequence[str], height: float = _ROW) -> tuple[Figure, Axes]:
-    """Axes with a named row for each name, the first above."""
+    """Axes with a row for each name, the first above."""
     drawing = figure(WIDTH, height * len(names) + 46)
     axes = drawing.subplots()
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.yaxis.set_ticks(list(range(len(names))), labels=[_short(name) for name in names])
+    axes.yaxis.set_ticks(list(range(len(names))), labels=list(names))
     axes.tick_params(axis="y", labelcolor=colour("ink"))
     axes.grid(visible=False, axis="y")
     axes.locator_params(axis="x", nbins=5)
@@ -167,7 +172,7 @@ def widths_plot(widths: Sequence[LayerWidth]) -> Plot:
 
 
 def _bars(widths: Sequence[LayerWidth]) -> Figure:
-    drawing, axes = _rows([one.name for one in widths])
+    drawing, axes = _rows([_short(one.name) for one in widths])
     most = max(one.dense for one in widths)
     places = range(len(widths))
     axes.barh(places, [one.dense for one in widths], 0.7, color=colour("dense"), alpha=0.25)
@@ -221,11 +226,11 @@ def memory_plot(phases: Sequence[MemoryPhase]) -> Plot:
 
 def classes_plot(found: ClassAccuracies) -> Plot:
     """Accuracy by class: a line from dense to slim."""
-    shown = found.classes[:NAMED]
+    shown = found.classes[:CLASSES]
     both = any(one.dense is not None for one in shown)
 
     def draw() -> Figure:
-        drawing, axes = _rows([one.name for one in shown])
+        drawing, axes = _rows([shorten(one.name, _LONGEST) for one in shown])
         for place, one in enumerate(shown):
             if one.dense is not None:
                 axes.plot([one.dense * 100, one.slim * 100], [place, place], color=colour("soft"), lw=1.2)
@@ -240,8 +245,8 @@ def classes_plot(found: ClassAccuracies) -> Plot:
     key = (
         "Ring: dense; dot: slim. The class that lost most is above." if both else "The worst class is above."
     )
-    if len(found.classes) > NAMED:
-        key += f" The first {NAMED} of {len(found.classes)} are drawn."
+    if len(found.classes) > CLASSES:
+        key += f" The first {CLASSES} of {len(found.classes)} are drawn."
     return make_plot(f"Accuracy by class, {found.split} split", found.sentence, key, draw)
 
 
@@ -277,7 +282,8 @@ def search_plot(search: Search) -> Plot:
             axes.plot([cost], [height], "o", ms=6, mfc=face, mec=colour("slim"))
             if probe.threshold == search.chosen:
                 axes.plot([cost], [height], "o", ms=13, mfc="none", mec=colour("ink"), mew=1.5)
-                left = cost > sum(axes.get_xlim()) / 2
+                low, high = axes.get_xlim()
+                left = cost > low + (high - low) / 4
                 axes.annotate(
                     "chosen", (cost, height), (-11 if left else 11, -4), textcoords="offset points",
                     ha="right" if left else "left", va="top",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ def style() -> Iterator[None]:
                 "lines.linewidth": 1.8, "path.simplify": False, "savefig.facecolor": "none",
                 "svg.fonttype": "none", "svg.hashsalt": "edgeprune", "text.color": ink,
                 "text.parse_math": False,
-                "xtick.color": soft, "xtick.labelsize": FONT, "xtick.major.size": 0, "xtick.major.pad": 7, "xtick.minor.size": 0,
+                "xtick.color": soft, "xtick.labelsize": FONT, "xtick.major.size": 0, "xtick.minor.size": 0,
+                "xtick.major.pad": 7,
                 "ytick.color": soft, "ytick.labelsize": FONT, "ytick.major.size": 0, "ytick.minor.size": 0,
             }
         )  # fmt: skip
@@ -144,7 +146,8 @@ def svg_of(figure: Figure, *, title: str, description: str) -> str:
         description: What it shows, in figures: the text for who does not see it.
     """
     buffer = io.BytesIO()
-    with style():
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has it
         figure.savefig(
             buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )

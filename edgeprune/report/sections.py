@@ -7,7 +7,7 @@ from edgeprune.report.parts import ClassAccuracies, LayerWidth, MemoryPhase, Sea
 from edgeprune.units import format_quantity
 from edgeprune.verdict import Verdict
 
-MOST_ROWS = 40
+MOST_ROWS = 100
 """Classes that a table names; the others lost least."""
 
 
