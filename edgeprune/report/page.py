@@ -11,7 +11,7 @@ from edgeprune.report.colours import variables
 from edgeprune.report.content import Report, printable, reasons, verdict_rows
 from edgeprune.report.curves import curve_plot
 from edgeprune.report.drawing import MOST_CLASSES, depth_plots, structure_plots
-from edgeprune.report.parts import memory_sentence, widths_sentence
+from edgeprune.report.parts import widths_sentence
 from edgeprune.report.plots import classes_plot, latency_plots, memory_plot, search_plot, widths_plot
 from edgeprune.report.plotting import HINT, has_matplotlib
 from edgeprune.verdict import exit_code
@@ -43,7 +43,7 @@ def report_html(report: Report) -> str:
     text = _environment().get_template("page.html").render(
         report=report, notes=notes, plots=plots, sections=sections, policy=POLICY,
         outcome=outcomes[exit_code(every)], reasons=reasons, verdict_rows=verdict_rows,
-        memory_sentence=memory_sentence, widths_sentence=widths_sentence, most_classes=MOST_CLASSES,
+        widths_sentence=widths_sentence, most_classes=MOST_CLASSES,
         light=variables("light"), dark=variables("dark"),
     )  # fmt: skip
     return text + "\n"
