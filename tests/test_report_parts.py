@@ -146,6 +146,7 @@ def test_key_figures() -> None:
     assert found["as fast"] == ("1.64\N{MULTIPLICATION SIGN}", "[1.59, 1.69], 1.51 ms instead of 2.48 ms")
     assert found["ONNX file"] == (f"{minus}39.1 %", "671 kB instead of 1.10 MB")
     assert found["multiply-adds"] == (f"{minus}41.2 %", "24 M instead of 40.8 M")
+    assert "instead of 40.8\N{NO-BREAK SPACE}M" in report_html(make_report(SLIM, (), command=COMMAND))
     assert found["test accuracy"] == ("97.22 %", f"{minus}0.28 pp against dense")
     slower = replace(
         SLIM, latency_samples_s=samples(2.40e-3), artifact=replace(SLIM.artifact, size_bytes=2_206_442)

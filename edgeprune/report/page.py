@@ -57,7 +57,9 @@ def _environment() -> Environment:
 
     def clean(value: object) -> object:
         """What a user wrote may hold control characters; what a template made may not."""
-        return printable(value, "\n") if isinstance(value, str) and not hasattr(value, "__html__") else value
+        if not isinstance(value, str) or hasattr(value, "__html__"):
+            return value
+        return printable(value, "\n\N{NO-BREAK SPACE}")
 
     return Environment(
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
