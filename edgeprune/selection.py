@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from edgeprune.budget_search import Cost, Limit, note_search, round_up
 from edgeprune.channel_select import select_shape
 from edgeprune.channels import ChannelGroup
 from edgeprune.constants import Need, find_constants
@@ -125,27 +126,6 @@ def make_plan(
     return chooser.finished(threshold, limits, **facts)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a candidate costs."""
-
-    macs: int
-    params: int
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A limit on a candidate's cost."""
-
-    name: str
-    most: float
-    measure: Callable[[Cost], float]
-
-    def met(self, cost: Cost) -> bool:
-        """Whether a candidate fits."""
-        return self.measure(cost) <= self.most
-
-
 class Chooser:
     """Turns thresholds into plans and knows what they cost."""
 
@@ -191,6 +171,7 @@ class Chooser:
         self.shell = shell_of(dense)
         self.dense_cost = Cost(count_macs_meta(self.shell, example), count_params(dense))
         self._costs: dict[float, Cost] = {}
+        self._sizes: dict[float, int] = {}  # bytes of candidates that were exported
 
     def _check(self, scores: dict[str, Tensor]) -> None:
         options = self.options
@@ -278,9 +259,12 @@ class Chooser:
     def cost(self, threshold: float) -> Cost:
         """Cost of the slim network, counted on a copy without storage."""
         if threshold not in self._costs:
-            shell = shared(self.shell)
-            slim_structure(shell, self.plan(threshold))
-            self._costs[threshold] = Cost(count_macs_meta(shell, self.example), count_params(shell))
+            shell, plan = shared(self.shell), self.plan(threshold)
+            slim_structure(shell, plan)
+            gone = sum(self.values[group.name][unit] for group in plan.groups for unit in group.removed)
+            everything = sum(map(sum, self.values.values()))
+            kept = 1 - gone / everything if everything else 1.0
+            self._costs[threshold] = Cost(count_macs_meta(shell, self.example), count_params(shell), kept)
         return self._costs[threshold]
 
     def threshold(self, limits: list[Limit]) -> float:
@@ -322,7 +306,7 @@ class Chooser:
         Raises:
             PlanError: No threshold meets all limits.
         """
-        size_of: dict[float, int] = {}
+        size_of = self._sizes
 
         def exported(threshold: float) -> int:
             if threshold not in size_of:
@@ -376,6 +360,9 @@ class Chooser:
     def finished(self, threshold: float, limits: list[Limit], **facts: Any) -> Plan:
         """The plan of a threshold, with its facts."""
         plan, cost = self.plan(threshold), self.cost(threshold)
+        trials = facts.get("latency", {}).get("trials", ())
+        if limits or self._sizes or trials:
+            facts["search"] = note_search(self.dense_cost, self._costs, self._sizes, trials)
         facts |= {
             "threshold": threshold,
             "dense_macs": self.dense_cost.macs,
@@ -386,10 +373,3 @@ class Chooser:
             "options": {**vars(self.options), "keep": list(self.options.keep)},
         }
         return replace(plan, facts=facts)
-
-
-def round_up(value: float, digits: int = 4) -> str:
-    """A number that is at least ``value``, in a few digits: a limit that is quoted must be reachable."""
-    scale = 10.0 ** (digits - 1 - math.floor(math.log10(value))) if value > 0 else 1.0
-    text = f"{math.ceil(value * scale) / scale:.{digits}g}"
-    return text if float(text) >= value else repr(value)

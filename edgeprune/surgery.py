@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from edgeprune.channel_select import add_selects
 from edgeprune.constants import fold_constants
-from edgeprune.cost import as_inputs
+from edgeprune.cost import as_inputs, shell_of
 from edgeprune.cutting import (
     assign,
     cut,
@@ -184,6 +184,29 @@ def slim_structure(model: nn.Module, plan: Plan) -> None:
         add_biases(model, plan)
         cut(model, plan.cuts())
         _tell_plain_norms(model, plan)
+
+
+def layer_widths(model: nn.Module, plan: Plan) -> dict[str, tuple[int, int]]:
+    """Output channels of each convolution and linear layer, before and after a plan, in the network's order.
+
+    Raises:
+        PlanError: The plan is for another network.
+    """
+    shell = shell_of(model)
+    dense = _widths(shell)
+    slim_structure(shell, plan)
+    slim = _widths(shell)
+    return {name: (width, slim[name]) for name, width in dense.items()}
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    kinds = {"out_channels": nn.modules.conv._ConvNd, "out_features": nn.Linear}
+    return {
+        name: getattr(layer, key)
+        for name, layer in model.named_modules()
+        for key, kind in kinds.items()
+        if isinstance(layer, kind)
+    }
 
 
 def _tell_plain_norms(model: nn.Module, plan: Plan) -> None:

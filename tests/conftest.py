@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.cli import main
+from edgeprune.report import plotting
 
 TINY = '''
 """A network that trains in a second."""
@@ -82,3 +83,9 @@ def _interruptible() -> Iterator[None]:
     yield
     if before is signal.SIG_IGN:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if matplotlib were not here: reports are then written in a moment."""
+    monkeypatch.setattr(plotting, "find_spec", lambda _: None)

@@ -17,9 +17,9 @@ DEVICE_SIDE = [
     "errors", "launch", "files", "repository", "units", "telemetry", "metrics", "toml_table", "budget",
     "target", "external_data", "artifact", "statistics", "protobuf", "onnx_nodes", "precision", "runners",
     "availability", "noise", "instructions", "placement", "measurement_format", "measurement", "record",
-    "comparison", "compared",
-    "benchmark", "verdict", "outcome", "release", "integrity", "parts", "advice", "explanation", "sweep",
-    "onnx_writer", "turns", "widths", "report", "card", "steadiness", "machine",
+    "comparison", "compared", "benchmark", "verdict", "outcome", "release", "integrity", "parts", "advice",
+    "explanation", "sweep", "onnx_writer", "turns", "widths", "budget_search", "report", "card",
+    "steadiness", "machine",
 ]  # fmt: skip
 HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
@@ -32,8 +32,8 @@ HOST_SIDE = [
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
 # Third-party packages, besides the standard library.
-OPTIONAL_PACKAGES = {"cryptography", "segno"}  # of the extra `browser`
-DEVICE_PACKAGES = {"numpy", "onnxruntime", "rich"} | OPTIONAL_PACKAGES
+OPTIONAL_PACKAGES = {"cryptography", "segno", "matplotlib"}  # of the extras `browser` and `report`
+DEVICE_PACKAGES = {"jinja2", "numpy", "onnxruntime", "rich"} | OPTIONAL_PACKAGES
 PLUGINS = {"onnxruntime_qnn", "onnxruntime_ep_webgpu"}  # providers, for the worker alone
 HOST_PACKAGES = DEVICE_PACKAGES | {
     "torch", "torchvision", "onnx", "safetensors", "scipy", "sklearn", "timm", "PIL"
@@ -238,7 +238,7 @@ def test_planted_output_is_found(source: str) -> None:
     assert not list(output_faults("runners.worker.jobs", source))
 
 
-HEAVY = ("torch", "torchvision", "onnx", "onnxsim", "scipy", "sklearn", "safetensors")
+HEAVY = ("torch", "torchvision", "onnx", "onnxsim", "scipy", "sklearn", "safetensors", "matplotlib")
 
 
 def loaded_after(statement: str) -> tuple[int, str, set[str]]:

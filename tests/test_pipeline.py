@@ -105,6 +105,11 @@ def test_stages_alone_take_their_settings_from_the_folder(
     _, out, _ = run(capsys, *prune, "--out", "run", "--json")
     facts = json.loads(out)["stages"]
     assert facts["plan"]["slim_params"] <= 0.6 * facts["plan"]["dense_params"]
+    # For the report: the width of every layer, and what the search for the budget has seen.
+    widths = list(facts["plan"]["widths"].values())
+    assert [dense for dense, _ in widths] == [16, 24, 10]
+    assert sum(slim for _, slim in widths) < 50
+    assert facts["plan"]["threshold"] in [probe["threshold"] for probe in facts["plan"]["search"]]
     # What a threshold on magnitudes cuts is made up for in part; both files are there.
     done = facts["refit"]["refit"]
     assert done["kept"] != "nothing"

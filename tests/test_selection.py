@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import selection
+from edgeprune.budget_search import round_up
 from edgeprune.channels import ChannelGroup
 from edgeprune.cost import count_macs, count_params
 from edgeprune.errors import PlanError
 from edgeprune.groups import find_groups
 from edgeprune.onnx_export import export
 from edgeprune.plan import Plan
-from edgeprune.selection import make_plan, round_up
+from edgeprune.selection import make_plan
 from edgeprune.surgery import slim
 from tests.networks import IMAGE, built, cbr, conv, free_groups, groups_of
 

@@ -255,6 +255,7 @@ def write_reports(context: Context) -> dict[str, Any]:
         verdicts_of(context),
         command=run.settings.command(str(run.path)),
         extra=story_of(context) | mobile_story(context),
+        plan=run.facts("plan"),
         classes=class_structure(run.facts("score").get("scheme_facts", {})),
         curves=training_curves(histories_of(context)),
     )

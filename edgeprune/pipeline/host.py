@@ -30,7 +30,7 @@ from edgeprune.plan import Plan
 from edgeprune.refitting import refit
 from edgeprune.schemes import SCHEMES, Scheme, make_scheme
 from edgeprune.selection import make_plan
-from edgeprune.surgery import load_slim, read_file, save_slim, slim, write_weights
+from edgeprune.surgery import layer_widths, load_slim, read_file, save_slim, slim, write_weights
 from edgeprune.training import evaluate, predict, train
 
 FACTS_BYTES = 1_800
@@ -269,7 +269,11 @@ def plan(context: Context) -> dict[str, Any]:
         on_progress=context.listener.step,
     )  # fmt: skip
     write_text(run.file("plan.json"), chosen.to_json() + "\n")
-    return {**chosen.facts, "groups": group_facts(model, groups, chosen, context.data.example)}
+    return {
+        **chosen.facts,
+        "groups": group_facts(model, groups, chosen, context.data.example),
+        "widths": layer_widths(model, chosen),
+    }
 
 
 def read_plan(context: Context) -> Plan:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.measurement import Measurement
-from edgeprune.metrics import METRICS, Estimate
+from edgeprune.metrics import METRICS
 from edgeprune.placement import functional_only
+from edgeprune.report.headline import KeyFigure, headline, key_figures
+from edgeprune.report.parts import (
+    NO_CLASSES,
+    NO_SEARCH,
+    NO_WIDTHS,
+    ClassAccuracies,
+    LayerWidth,
+    MemoryPhase,
+    Search,
+    class_accuracies,
+    memory_of,
+    search_of,
+    widths_of,
+)
 from edgeprune.statistics import CONFIDENCE
 from edgeprune.units import format_quantity
 from edgeprune.verdict import Verdict, format_margin, format_measured
@@ -57,23 +71,33 @@ class Report:
 
     Attributes:
         title: What was measured where.
+        target: Where.
         outcome: Released or not, in one sentence.
         headline: How much faster and smaller, at what accuracy, in one sentence.
+        key_figures: Its figures apart.
         comparison: Dense against slim.
-        verdicts: One for each budget, in their order.
+        verdicts: One for each budget of the target, in their order.
         notes: What the reader should know about the quality of the figures.
         method: How the figures were taken.
         command: The command that does it again.
         environment: What they were taken on.
         run: What else the caller wants said, e.g. scheme and data.
         samples_s: Latency of each timed run by network and process, in seconds; empty if nothing was timed.
+        memory: Memory by phase.
+        class_accuracies: Accuracy by class, if it is known.
+        widths: Of each layer; empty if unknown.
+        search: What the search for a budget has seen, if there was one.
+        missing: By the name of one of these fields, why a run does not have it.
         classes: How the scheme relates the classes, if it does.
         curves: How the trainings went.
+        also: Verdicts of further targets, by their names.
     """
 
     title: str
+    target: str
     outcome: str
     headline: str
+    key_figures: tuple[KeyFigure, ...]
     comparison: Table
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
@@ -82,8 +106,14 @@ class Report:
     environment: Table
     run: Table
     samples_s: dict[str, tuple[tuple[float, ...], ...]]
+    memory: tuple[MemoryPhase, ...] = ()
+    class_accuracies: ClassAccuracies | None = None
+    widths: tuple[LayerWidth, ...] = ()
+    search: Search | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
     classes: ClassStructure | None = None
     curves: tuple[Curves, ...] = ()
+    also: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
 
 
 def make_report(
@@ -92,8 +122,10 @@ def make_report(
     *,
     command: str,
     extra: Mapping[str, object] | None = None,
+    plan: Mapping[str, Any] | None = None,
     classes: ClassStructure | None = None,
     curves: tuple[Curves, ...] = (),
+    also: Mapping[str, Sequence[Verdict]] | None = None,
 ) -> Report:
     """Put together what a report says.
 
@@ -102,18 +134,29 @@ def make_report(
         verdicts: From the gate.
         command: The command that does it again.
         extra: More facts of the run by name, e.g. ``{"scheme": "proximal-ns"}``.
+        plan: Facts of a run's plan stage; None for a measurement alone, whose report has no such sections.
         classes: From `class_structure`.
         curves: From `training_curves`.
+        also: Verdicts of further targets, by their names.
     """
     dense = measurement.baseline
     networks = {"slim" if dense else "network": measurement}
     if dense:
         networks = {"dense": dense, **networks}
+    widths, search, by_class = widths_of(plan or {}), search_of(plan or {}), class_accuracies(measurement)
+    missing = {}
+    if plan is not None:
+        missing = {"widths": NO_WIDTHS} if not widths else {}
+        missing |= {"search": NO_SEARCH} if not search else {}
+        missing |= {"class_accuracies": NO_CLASSES} if not by_class else {}
+    every = [*verdicts, *(verdict for others in (also or {}).values() for verdict in others)]
     notes = [*measurement.notes, *(dense.notes if dense else ()), *_unmeasured(measurement)]
     return Report(
         title=f"{measurement.artifact.path.name} on {measurement.target_name}",
-        outcome=_outcome(verdicts),
-        headline=_headline(measurement),
+        target=measurement.target_name,
+        outcome=_outcome(every),
+        headline=headline(measurement),
+        key_figures=key_figures(measurement),
         comparison=_comparison(measurement),
         verdicts=tuple(verdicts),
         notes=tuple(dict.fromkeys(notes)),
@@ -122,8 +165,14 @@ def make_report(
         environment=_facts(measurement.environment),
         run=_facts(extra or {}),
         samples_s={name: one.latency_samples_s for name, one in networks.items() if one.latency_samples_s},
+        memory=memory_of(measurement),
+        class_accuracies=by_class,
+        widths=widths,
+        search=search,
+        missing=missing,
         classes=classes,
         curves=curves,
+        also={name: tuple(others) for name, others in (also or {}).items()},
     )
 
 
@@ -164,72 +213,6 @@ def _outcome(verdicts: Sequence[Verdict]) -> str:
     skipped = sum(verdict.state == "skipped" for verdict in verdicts)
     rest = f", {skipped} optional not measured" if skipped else ""
     return f"Released: {len(verdicts) - skipped} {of} passed{rest}."
-
-
-def _headline(measurement: Measurement) -> str:
-    claims = (_speed(measurement), _size(measurement), _accuracy(measurement))
-    said = [claim for claim in claims if claim]
-    name = "The slim network" if measurement.baseline else "The network"
-    return f"{name} {', '.join(said[:-1])}{' and ' if len(said) > 1 else ''}{said[-1]}."
-
-
-def _speed(measurement: Measurement) -> str:
-    ratio = measurement.value("latency_ratio")
-    if not isinstance(ratio, Estimate):
-        latency = measurement.value("latency_p50")
-        if latency is None:
-            return _instructions(measurement)
-        return f"takes {format_measured(latency, 'time')} for an inference"
-    value, low, high = ratio.value, ratio.low, ratio.high
-    if high < 1.0:
-        value, low, high = 1 / value, 1 / high, 1 / low
-        text = f"is {_bare(value)} times as fast as the dense one"
-    elif low > 1.0:
-        text = f"is slower than the dense one, taking {_bare(value)} times as long"
-    else:
-        text = f"takes {_bare(value)} times as long as the dense one, which is no difference that can be told"
-    return f"{text} ({ratio.confidence * 100:.0f} % interval {_bare(low)} to {_bare(high)})"
-
-
-def _instructions(measurement: Measurement) -> str:
-    """What an inference costs where it was not timed."""
-    count, ratio = measurement.value("instructions"), measurement.value("instructions_ratio")
-    if count is None:
-        return ""
-    text = f"takes {format_measured(count, 'count')} instructions for an inference"
-    return text if ratio is None else f"{text}, {format_measured(ratio, 'ratio')} of what the dense one takes"
-
-
-def _size(measurement: Measurement) -> str:
-    slim, ratio = measurement.value("size"), measurement.value("size_ratio")
-    if measurement.baseline is None or not isinstance(ratio, int | float):
-        return f"has {format_measured(slim, 'size')}"
-    dense = format_measured(measurement.baseline.value("size"), "size")
-    change = f"{abs(1 - ratio) * 100:.1f} % {'smaller' if ratio <= 1 else 'larger'}"
-    return f"is {change} ({format_measured(slim, 'size')} instead of {dense})"
-
-
-def _accuracy(measurement: Measurement) -> str:
-    slim = measurement.artifact.accuracy
-    dense = measurement.baseline.artifact.accuracy if measurement.baseline else {}
-    split = next((split for split in ("test", "val") if split in slim), None)
-    if split is None:
-        return ""
-    images = "test images" if split == "test" else "validation images"
-    text = f"classifies {format_quantity(slim[split], 'fraction')} of the {images} correctly"
-    if split not in dense:
-        return text
-    lost = format_quantity(abs(dense[split] - slim[split]), "drop")
-    side = "less" if slim[split] < dense[split] else "more"
-    return (
-        f"{text}, {lost} {side} than the dense one"
-        if slim[split] != dense[split]
-        else f"{text}, as the dense one"
-    )
-
-
-def _bare(value: float) -> str:
-    return format_quantity(value, "ratio")
 
 
 def _comparison(measurement: Measurement) -> Table:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-STYLE = """
-.curves { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin-top: .75rem; }
-.curves figure { flex: 1 1 20rem; max-width: 27.5rem; margin: 0; }
-.curves figcaption { font-size: .925rem; margin-bottom: .4rem; }
-.curves svg { display: block; width: 100%; }
-.curves text { font: 12px system-ui, sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums; }
-.curves rect { fill: var(--panel); }
-.curves polyline { fill: none; stroke: var(--ink); stroke-width: 1.5; vector-effect: non-scaling-stroke; }
-.curves .sparsity { stroke-dasharray: 5 3; }
-"""
+from edgeprune.report.plotting import WIDTH, Plot, colour, figure, make_plot, stacked
 
-_WIDTH, _LEFT, _HIGH, _GAP = 440, 46, 84, 18  # of a drawing, its scale's names, a panel, between panels
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -73,58 +65,32 @@ def training_curves(histories: Mapping[str, Mapping[str, Any] | None]) -> tuple[
     return tuple(found)
 
 
-def curves_html(curves: Sequence[Curves]) -> str:
-    """A drawing for each training: loss above, accuracy and zeros below."""
-    figures = []
-    for one in curves:
-        top, bottom = 8, 8 + _HIGH + _GAP
-        highest = max(max(one.losses), 1e-9)
-        parts = [
-            *_panel(top, f"{highest:.3g}", "0", "loss"),
-            _line(one.losses, highest, top, "loss"),
-            *_panel(bottom, "100 %", "0", ""),
-            _line(one.accuracies, 1.0, bottom, "accuracy"),
-        ]
-        if one.sparsities:
-            parts.append(_line(one.sparsities, 1.0, bottom, "sparsity"))
-        height = bottom + _HIGH + 20
-        parts += [
-            f'<text x="{_LEFT}" y="{height - 5}">epoch 1</text>',
-            f'<text x="{_WIDTH - 4}" y="{height - 5}" text-anchor="end">{len(one.losses)}</text>',
-        ]
-        key = "Above: loss. Below: validation accuracy" + (", and dashed the zeros" if one.sparsities else "")
-        figures.append(
-            f"<figure><figcaption>{escape(one.name)}</figcaption>"
-            f'<svg role="img" aria-label="{escape(one.sentence)}" viewBox="0 0 {_WIDTH} {height}">'
-            f'{"".join(parts)}</svg><p class="soft">{key}.</p></figure>'
-        )
-    said = "".join(f"<li>{escape(one.sentence)}</li>" for one in curves)
-    return f'<div class="curves">{"".join(figures)}</div><ul>{said}</ul>'
+def curve_plot(curves: Curves) -> Plot:
+    """Loss, validation accuracy and zeros, one below the other."""
 
+    def draw() -> Figure:
+        lines: dict[str, tuple[float, ...]] = {"loss": curves.losses}
+        lines["validation accuracy, %"] = tuple(share * 100 for share in curves.accuracies)
+        if curves.sparsities:
+            lines["variables at zero, %"] = tuple(share * 100 for share in curves.sparsities)
+        epochs = range(1, len(curves.losses) + 1)
+        drawing = figure(WIDTH, 110 * len(lines) + 30)
+        panels = stacked(drawing, [1] * len(lines))
+        for axes, (name, values) in zip(panels, lines.items(), strict=True):
+            marker = "o" if len(values) < 10 else ""
+            axes.plot(epochs, values, color=colour("slim"), marker=marker, ms=4, clip_on=False)
+            axes.set_title(name, color=colour("soft"))
+            axes.locator_params(axis="y", nbins=4)
+        if curves.sparsities:
+            panels[2].set_ylim(0, max(*curves.sparsities, 0.05) * 105)
+        finite = [loss for loss in curves.losses if math.isfinite(loss)]
+        panels[0].set_ylim(0, max([*finite, 1e-9]) * 1.05)
+        panels[-1].set_xlim(0.5 if len(epochs) == 1 else 1, max(1.5, len(epochs)))
+        panels[-1].locator_params(axis="x", integer=True, nbins=6)
+        panels[-1].set_xlabel("epoch")
+        return drawing
 
-def _panel(top: int, high: str, low: str, name: str) -> list[str]:
-    return [
-        f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - 4}" height="{_HIGH}"/>',
-        f'<text x="{_LEFT - 6}" y="{top + 10}" text-anchor="end">{high}</text>',
-        f'<text x="{_LEFT - 6}" y="{top + _HIGH}" text-anchor="end">{low}</text>',
-        *(
-            [f'<text x="{_LEFT - 6}" y="{top + _HIGH / 2 + 4}" text-anchor="end">{name}</text>']
-            if name
-            else []
-        ),
-    ]
-
-
-def _line(values: Sequence[float], highest: float, top: int, kind: str) -> str:
-    """A curve; one epoch is a short line."""
-    wide = _WIDTH - _LEFT - 4
-    points = [
-        (_LEFT + wide * place / max(len(values) - 1, 1), top + _HIGH * (1 - min(value / highest, 1.0)))
-        for place, value in enumerate(values)
-    ]
-    if len(points) == 1:
-        points.append((points[0][0] + 6, points[0][1]))
-    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+    return make_plot(curves.name, f"{curves.sentence}.", "", draw)
 
 
 def _percent(share: float) -> str:

@@ -1,195 +1,192 @@
-"""The class structure as drawings of the page. Device side: no torch."""
+"""The class structure as plots of the page. Device side: no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgeprune.report.classes import ClassStructure, Matrix, shorten
+from edgeprune.report.plotting import FONT, WIDTH, Plot, canvas, colour, make_plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_CLASSES = 40
 """More are not drawn: nobody could read their names."""
 
-STYLE = """
-.classes { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin-top: .75rem; }
-.classes figure { flex: 1 1 20rem; max-width: 27.5rem; margin: 0; }
-.classes figcaption, .depths figcaption { font-size: .925rem; margin-bottom: .4rem; }
-.classes svg, .depths svg { display: block; width: 100%; }
-.classes text { font: 12px system-ui, sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; }
-.classes .soft { fill: var(--soft); }
-.cells path { stroke: none; }
-.even { fill: var(--panel); }
-.alike { fill: var(--alike); }
-.unlike { fill: var(--unlike); }
-.edges, .branches { stroke-width: 1.5; }
-.arcs { opacity: .55; }
-.depths { display: flex; flex-wrap: wrap; gap: .75rem 1.25rem; margin: .75rem 0; }
-.depths figure { width: 7.5rem; margin: 0; overflow-wrap: anywhere; }
-"""
-
-_WIDTH = 440  # of a drawing; at most as many pixels, so that letters keep their size
-_NAME, _LONGEST = 104, 14  # width for names, and letters that fit
+_NAME, _LONGEST = 104, 14  # pixels for names, and letters that fit
 _LEVELS = 10  # of colour, in each direction
+_SMALL = 104  # pixels across the map of a layer before
 
 
-def structure_html(structure: ClassStructure) -> str:
-    """The section's drawings and sentences."""
-    said = "".join(f"<li>{_safe(line)}</li>" for line in structure.lines)
+def structure_plots(structure: ClassStructure) -> list[Plot]:
+    """The last layer's relatedness, and the tree or the graph of it; none of too many classes."""
     if len(structure.classes) > MOST_CLASSES:
-        return f"<ul>{said}</ul><p>More than {MOST_CLASSES} classes are not drawn.</p>"
-    size = min(34.0, (_WIDTH - _NAME) / (len(structure.classes) - 1))
-    second = _tree if structure.kind == "tree" else _graph
-    figures = f'<div class="classes">{_map(structure, size)}{second(structure, max(size, 14.0))}</div>'
-    return f"{figures}<ul>{said}</ul>{_depths(structure)}"
+        return []
+    size = min(34.0, (WIDTH - _NAME) / (len(structure.classes) - 1))
+    key = "Cosine of two classes' mean output maps, of which the mean of all classes is taken off."
+    key += " Framed: joined by an edge of the graph." if structure.edges else ""
+    key += "" if size >= FONT else " Classes from the top as beside."
+    layer, row = structure.layer, max(size, FONT + 2)
+    found = [
+        make_plot(
+            f"Relatedness of the classes in {layer}", structure.lines[0], key, lambda: _map(structure, size)
+        )
+    ]
+    if structure.kind == "tree":
+        key = "Classes and branches meet at the relatedness that any two of them have at least."
+        found.append(
+            make_plot(f"Class tree of {layer}", structure.lines[1], key, lambda: _tree(structure, row))
+        )
+    else:
+        key = "An arc for each edge; the thicker, the more related, and the more the scheme ties the two."
+        found.append(
+            make_plot(f"Class graph of {layer}", structure.lines[1], key, lambda: _graph(structure, row))
+        )
+    return found
 
 
-def _map(structure: ClassStructure, size: float) -> str:
+def depth_plots(structure: ClassStructure) -> list[Plot]:
+    """Small maps of layers before, in the same order of classes."""
+    if len(structure.classes) > MOST_CLASSES:
+        return []
+    return [
+        make_plot(
+            name, f"Relatedness of the classes in {name}: {_range(related)}.", "",
+            partial(_small, structure, related),
+        )
+        for name, related in structure.before.items()
+    ]  # fmt: skip
+
+
+def _range(related: Matrix) -> str:
+    pairs = [value for place, row in enumerate(related) for value in row[:place]]
+    return f"from {min(pairs):z.2f} to {max(pairs):z.2f}"
+
+
+def _map(structure: ClassStructure, size: float) -> Figure:
     """Half of the matrix, a class's name at the end of its row and the top of its column."""
     order, related = structure.order, structure.relatedness
-    parts = [f'<g class="cells">{_cells(related, order, size)}</g>']
-    if structure.edges:
-        place = {number: row for row, number in enumerate(order)}
-        tied = [sorted((place[one], place[two])) for one, two, _ in structure.edges]
-        inset = size - 2
-        frames = "".join(
-            f"M{column * size + 1:.1f} {row * size + 1:.1f}h{inset:.1f}v{inset:.1f}h-{inset:.1f}z"
-            for column, row in tied
-        )
-        parts.append(f'<path class="edges" d="{frames}"/>')
+    drawing, axes = canvas(WIDTH, len(order) * size + 34)
+    _cells(axes, related, order, size)
+    place = {number: row for row, number in enumerate(order)}
+    for one, two, _ in structure.edges:
+        column, row = sorted((place[one], place[two]))
+        _square(axes, column * size + 1, row * size + 1, size - 2, fill=False, ec=colour("ink"), lw=1.3)
     if size >= 26:
-        parts += [
-            _label((column + 0.5) * size, (row + 0.5) * size, f"{related[order[row]][order[column]]:z.2f}")
-            for row in range(len(order))
-            for column in range(row)
-        ]
-    if size >= 10:
-        parts += [
-            _name(row * size + 5, (row + 0.5) * size, structure.classes[number], "start")
-            for row, number in enumerate(order)
-        ]
-    text = f"Relatedness of the classes in {structure.layer}"
-    note = " Framed: joined by an edge of the graph." if structure.edges else ""
-    note += "" if size >= 10 else " Classes from the top as beside."
-    key = "Cosine of two classes' mean output maps, of which the mean of all classes is taken off."
-    picture = _svg(f"{text}. {structure.lines[0]}", len(order) * size, parts)
-    return (
-        f"<figure><figcaption>{_safe(text)}</figcaption>{picture}"
-        f'<p class="soft">{key}{note}</p>{_scale()}</figure>'
-    )
+        for row in range(len(order)):
+            for column in range(row):
+                text = f"{related[order[row]][order[column]]:z.2f}"
+                _text(axes, (column + 0.5) * size, (row + 0.5) * size, text, "center", "ink", FONT - 2)
+    if size >= FONT:
+        for row, number in enumerate(order):
+            _text(axes, row * size + 5, (row + 0.5) * size, shorten(structure.classes[number], _LONGEST))
+    _scale(axes, len(order) * size + 10)
+    return drawing
 
 
-def _tree(structure: ClassStructure, row: float) -> str:
+def _tree(structure: ClassStructure, row: float) -> Figure:
     """The dendrogram: leaves to the left, the root to the right."""
     order, links = structure.order, structure.links
-    scale = (_WIDTH - _NAME - 16) / max(links[-1][2], 1e-9)
+    bottom = len(order) * row
+    drawing, axes = canvas(WIDTH, bottom + 20)
+    scale = (WIDTH - _NAME - 16) / max(links[-1][2], 1e-9)
     ends = [(0.0, 0.0)] * len(order)  # of each node: x, y
     for place, number in enumerate(order):
         ends[number] = (_NAME, (place + 0.5) * row)
-    lines = []
     for left, right, height in links:
         (x1, y1), (x2, y2), x = ends[left], ends[right], _NAME + height * scale
-        lines.append(f"M{x1:.1f} {y1:.1f}H{x:.1f}V{y2:.1f}H{x2:.1f}")
+        axes.plot([x1, x, x, x2], [y1, y1, y2, y2], color=colour("slim"), lw=1.5)
         ends.append((x, (y1 + y2) / 2))
     x, y = ends[-1]
-    bottom = len(order) * row
-    parts = [*_names(structure, row), f'<path class="branches" d="{"".join(lines)}M{x:.1f} {y:.1f}h8"/>']
-    ticks = [value for value in (1.0, 0.5, 0.0, -0.5, -1.0) if 1 - value <= links[-1][2] + 1e-9]
-    parts += [
-        _label(_NAME + (1 - value) * scale, bottom + 9, f"{value:g}", kind=' class="soft"') for value in ticks
-    ]
-    text = f"Class tree of {structure.layer}"
-    key = (
-        "Complete linkage: any two classes below a joint are related at least as its place on the scale says."
-    )
-    picture = _svg(f"{text}. {structure.lines[1]}", bottom + 20, parts)
-    return f'<figure><figcaption>{_safe(text)}</figcaption>{picture}<p class="soft">{key}</p></figure>'
+    axes.plot([x, x + 8], [y, y], color=colour("slim"), lw=1.5)
+    _names(axes, structure, row)
+    for value in (1.0, 0.5, 0.0, -0.5, -1.0):
+        if 1 - value <= links[-1][2] + 1e-9:
+            _text(axes, _NAME + (1 - value) * scale, bottom + 10, f"{value:g}", "center", "soft")
+    return drawing
 
 
-def _graph(structure: ClassStructure, row: float) -> str:
-    """An arc for each edge."""
-    place = {number: at for at, number in enumerate(structure.order)}
+def _graph(structure: ClassStructure, row: float) -> Figure:
+    """Arcs between the names of joined classes."""
+    from matplotlib.patches import Arc
+
+    place = {number: row for row, number in enumerate(structure.order)}
+    drawing, axes = canvas(WIDTH, len(place) * row + 8)
     tallest = max([abs(place[one] - place[two]) * row / 2 for one, two, _ in structure.edges], default=1.0)
-    flat = min(1.0, (_WIDTH - _NAME - 10) / tallest)
-    arcs = []
+    flat = min(1.0, (WIDTH - _NAME - 10) / tallest)
     for one, two, value in structure.edges:
         top, bottom = sorted(((place[one] + 0.5) * row, (place[two] + 0.5) * row))
-        high = (bottom - top) / 2
-        arc = f"M{_NAME} {top:.1f}A{high * flat:.1f} {high:.1f} 0 0 1 {_NAME} {bottom:.1f}"
-        arcs.append(f'<path stroke-width="{0.75 + 5 * value:.1f}" d="{arc}"/>')
-    parts = [*_names(structure, row), f'<g class="arcs">{"".join(arcs)}</g>']
-    text = f"Class graph of {structure.layer}"
-    key = "An arc for each edge; the thicker, the more related, and the more the scheme ties the two."
-    picture = _svg(f"{text}. {structure.lines[1]}", len(place) * row, parts)
-    return f'<figure><figcaption>{_safe(text)}</figcaption>{picture}<p class="soft">{key}</p></figure>'
+        high = bottom - top
+        axes.add_patch(
+            Arc(
+                (_NAME, (top + bottom) / 2), high * flat, high, theta1=-90, theta2=90, color=colour("slim"),
+                alpha=0.55, lw=round(0.75 + 5 * value, 1),
+            )
+        )  # fmt: skip
+    _names(axes, structure, row)
+    return drawing
 
 
-def _depths(structure: ClassStructure) -> str:
-    """Small maps of layers before, in the same order of classes."""
-    if not structure.before:
-        return ""
-    size = len(structure.order) - 1
-    figures = [
-        f'<figure><figcaption>{_safe(name)}</figcaption><svg role="img" viewBox="0 1 {size} {size}" '
-        f'aria-label="{_safe(f"How {name} relates the classes")}"><g class="cells">'
-        f"{_cells(related, structure.order, 1)}</g></svg></figure>"
-        for name, related in structure.before.items()
-    ]
-    order = f"Layers before {structure.layer}, from the first on; classes in the order above."
-    return f'<p class="soft">{_safe(order)}</p><div class="depths">{"".join(figures)}</div>'
+def _small(structure: ClassStructure, related: Matrix) -> Figure:
+    count = len(structure.order)
+    size = _SMALL / (count - 1)
+    drawing, axes = canvas(_SMALL, _SMALL)
+    axes.set_ylim(_SMALL + size, size)  # the first row is empty
+    _cells(axes, related, structure.order, size)
+    return drawing
 
 
-def _cells(related: Matrix, order: Sequence[int], size: float) -> str:
+def _cells(axes: Axes, related: Matrix, order: Sequence[int], size: float) -> None:
     """Half of a matrix as squares, one path for each colour."""
-    squares: dict[int, list[str]] = {}
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * size
+    squares: dict[int, list[tuple[float, float]]] = {}
     for row, number in enumerate(order):
         for column, other in enumerate(order[:row]):
             level = round(_LEVELS * max(-1.0, min(1.0, related[number][other])))
-            squares.setdefault(level, []).append(_square(column * size, row * size, size))
-    return "".join(_paint(level, "".join(found)) for level, found in sorted(squares.items()))
+            squares.setdefault(level, []).append((column * size, row * size))
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    for level, places in sorted(squares.items()):
+        ends = np.concatenate([corners + np.array(place) for place in places])
+        path = Path(ends, np.tile(codes, len(places)))
+        axes.add_patch(PathPatch(path, lw=0, **_paint(level)))
 
 
-def _square(x: float, y: float, size: float) -> str:
-    return f"M{x:.4g} {y:.4g}h{size:.4g}v{size:.4g}h-{size:.4g}z"
-
-
-def _paint(level: int, squares: str) -> str:
+def _paint(level: int) -> dict[str, Any]:
     if level == 0:
-        return f'<path class="even" d="{squares}"/>'
-    kind = "alike" if level > 0 else "unlike"
-    return f'<path class="{kind}" fill-opacity="{abs(level) / _LEVELS:g}" d="{squares}"/>'
+        return {"fc": colour("panel")}
+    return {"fc": colour("alike" if level > 0 else "unlike"), "alpha": abs(level) / _LEVELS}
 
 
-def _scale() -> str:
+def _square(axes: Axes, x: float, y: float, size: float, **paint: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x, y), size, size, **paint))
+
+
+def _scale(axes: Axes, top: float) -> None:
     """What the colours mean."""
     wide = 8
-    squares = [
-        _paint(level, _square((level + _LEVELS) * wide + 10, 0, wide))
-        for level in range(-_LEVELS, _LEVELS + 1)
-    ]
-    words = [_label(10 + (value + 1) * _LEVELS * wide + wide / 2, 18, str(value)) for value in (-1, 0, 1)]
-    return _svg("Colours from -1 to 1", 28, [f'<g class="cells">{"".join(squares)}</g>', *words])
+    for level in range(-_LEVELS, _LEVELS + 1):
+        _square(axes, (level + _LEVELS) * wide + 10, top, wide, lw=0, **_paint(level))
+    for value in (-1, 0, 1):
+        _text(axes, 10 + (value + 1) * _LEVELS * wide + wide / 2, top + 16, str(value), "center", "soft")
 
 
-def _names(structure: ClassStructure, row: float) -> Iterator[str]:
+def _names(axes: Axes, structure: ClassStructure, row: float) -> None:
     for place, number in enumerate(structure.order):
-        yield _name(_NAME - 6, (place + 0.5) * row, structure.classes[number], "end")
+        name = shorten(structure.classes[number], _LONGEST)
+        _text(axes, _NAME - 6, (place + 0.5) * row, name, "right")
 
 
-def _name(x: float, y: float, name: str, anchor: str) -> str:
-    """A class's name; the whole of it shows where a pointer rests on it."""
-    short = shorten(name, _LONGEST)
-    whole = "" if short == name else f"<title>{_safe(name)}</title>"
-    return f'<text x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{anchor}">{whole}{_safe(short)}</text>'
-
-
-def _label(x: float, y: float, text: str, kind: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="middle"{kind}>{text}</text>'
-
-
-def _svg(text: str, height: float, parts: Sequence[str]) -> str:
-    view = f"0 0 {_WIDTH} {height:.4g}"
-    return f'<svg role="img" aria-label="{_safe(text)}" viewBox="{view}">{"".join(parts)}</svg>'
-
-
-def _safe(text: str) -> str:
-    return escape(text)
+def _text(
+    axes: Axes, x: float, y: float, text: str, side: str = "left", shade: str = "ink", size: float = FONT
+) -> None:
+    axes.text(x, y, text, ha=side, va="center_baseline", color=colour(shade), fontsize=size)
