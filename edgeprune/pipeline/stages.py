@@ -17,6 +17,7 @@ from edgeprune.launch import world
 from edgeprune.pipeline.events import recorded
 from edgeprune.pipeline.folder import RunFolder, is_run_folder
 from edgeprune.pipeline.sharing import agree_on_data, hand_out
+from edgeprune.pipeline.twins import take_over
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,13 @@ TRAINING = {"train", "prune", "finetune"}
 COMMANDS: tuple[str, ...] = tuple(dict.fromkeys(stage.command for stage in STAGES))
 
 
-def run_stages(context: Any, commands: Iterable[str]) -> None:
+def run_stages(context: Any, commands: Iterable[str], *, until: str | None = None) -> None:
     """Run all stages of the given commands in order, skipping those whose inputs have not changed.
 
     Args:
         context: The run (``edgeprune.pipeline.context.Context``).
         commands: Among ``COMMANDS``.
+        until: The last stage; None: all.
 
     Raises:
         RunError: A file that a stage reads is not there.
@@ -147,23 +149,27 @@ def run_stages(context: Any, commands: Iterable[str]) -> None:
                 run.save()
             stack.enter_context(recorded(context, trains=bool(wanted & TRAINING)))
         here.from_first(partial(_prepare, context, wanted))
-        for stage in STAGES:
+        for stage in stages_until(until):
             inputs = here.from_first(partial(_begin, context, stage, wanted))
             if inputs is None:
                 continue
             started = time.monotonic()
-            leftovers = f"{stage.name}*.checkpoint*"
             if stage.together:
-                hand_out(run, files_of(context, stage.reads) if here.first else (), (leftovers,))
+                hand_out(run, files_of(context, stage.reads) if here.first else (), (leftovers(stage),))
                 agree_on_data(context)
                 facts = function(stage.work)(context)
             else:
                 facts = here.from_first(partial(function(stage.work), context))
             if here.first:
                 run.record(stage.name, inputs, files_of(context, stage.writes), facts)
-            for leftover in run.path.glob(leftovers):
-                leftover.unlink()
+            clear(run, stage)
             context.listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
+
+
+def stages_until(name: str | None) -> tuple[Stage, ...]:
+    """The stages up to the one of a name, with it; None: all."""
+    names = [stage.name for stage in STAGES]
+    return STAGES if name is None else STAGES[: names.index(name) + 1]
 
 
 def _prepare(context: Any, wanted: set[str]) -> None:
@@ -179,9 +185,27 @@ def _begin(context: Any, stage: Stage, wanted: set[str]) -> str | None:
     if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
         return None
     inputs = inputs_of(context, stage)
-    current = context.run.is_current(stage.name, inputs, files_of(context, stage.writes))
-    context.listener.stage(stage.name, "skipped" if current else "begin")
-    return None if current else inputs
+    writes = files_of(context, stage.writes)
+    if context.run.is_current(stage.name, inputs, writes):
+        context.listener.stage(stage.name, "skipped")
+        return None
+    if twin := take_over(context.run, stage.name, inputs, writes, context.twins):
+        clear(context.run, stage)
+        context.listener.stage(stage.name, "taken", twin)
+        return None
+    context.listener.stage(stage.name, "begin")
+    return inputs
+
+
+def leftovers(stage: Stage) -> str:
+    """What a stage that was interrupted leaves behind, as for ``glob``."""
+    return f"{stage.name}*.checkpoint*"
+
+
+def clear(run: RunFolder, stage: Stage) -> None:
+    """Take away what a finished stage no longer needs."""
+    for leftover in run.path.glob(leftovers(stage)):
+        leftover.unlink()
 
 
 def inputs_of(context: Any, stage: Stage) -> str:
