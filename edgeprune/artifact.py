@@ -10,7 +10,9 @@ from edgeprune.errors import ArtifactError
 from edgeprune.external_data import files_of
 from edgeprune.files import read_json, sha256_files, write_json
 
-SIDECAR_FORMAT = 1
+SIDECAR_FORMAT = 2
+ACCURACIES = ("accuracy", "accuracy_top5", "accuracy_by_class")
+"""Fields that hold how well the file classifies."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Artifact:
         parity_error: Largest |onnx - torch| / max |torch| over the checked inputs; of a file in another
             precision, against the float32 file that it was made of.
         accuracy: Top-1 in 0..1 by onnxruntime on this file, per split, e.g. ``{"val": 0.93, "test": 0.92}``.
+        accuracy_top5: Share of the images whose class is among the five that score highest, per split; none
+            for a network of five outputs or fewer.
+        accuracy_by_class: Split -> class name -> share of the images of that class classified correctly; a
+            class without images is left out.
         provenance: Model source, data identity, scheme, plan hash, normalization, versions, opset ...
     """
 
@@ -40,6 +46,8 @@ class Artifact:
     params: int | None = None
     parity_error: float | None = None
     accuracy: dict[str, float] = field(default_factory=dict)
+    accuracy_top5: dict[str, float] = field(default_factory=dict)
+    accuracy_by_class: dict[str, dict[str, float]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property

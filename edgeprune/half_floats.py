@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 
 from edgeprune.errors import ExportError
-from edgeprune.onnx_export import quiet, serialized
+from edgeprune.onnx_export import quiet
+from edgeprune.onnx_files import serialized
 from edgeprune.parity import Inputs, OnnxNetwork, first_line
 from edgeprune.telemetry import switch_off
 

@@ -124,13 +124,19 @@ class Measurement:
             return f"{lacking[0].memory[_MEMORY_PARTS[fact]]['why']}."
         if lacking and fact == "instructions":
             return f"{lacking[0].instructions['why']}."
+        known = [side.artifact for side in lacking if "test" in side.artifact.accuracy]
+        if fact == "accuracy_top5" and known:
+            return f"{known[0].path.name} tells five classes apart, or fewer."
         if lacking:
             names = " and ".join(side.artifact.path.name for side in lacking)
-            text = fact.replace("_", " ")
+            text = _SIDECAR_TEXTS.get(fact, fact.replace("_", " "))
             return f"No sidecar tells the {text} of {names}: `edgeprune export` writes one."
-        if metric == "accuracy_drop":
+        if metric.endswith("_drop"):
             name = sides[-1].artifact.path.name
-            return f"Nothing tells the accuracy of the float32 file that {name} was made of."
+            if "test" in fp32_accuracy(sides[-1].artifact, _ACCURACIES[fact]):
+                return f"{sides[0].artifact.path.name} and {name} were tested on different classes."
+            text = _SIDECAR_TEXTS.get(fact, fact)
+            return f"Nothing tells the {text} of the float32 file that {name} was made of."
         return "It is 0 for the dense network."
 
     def to_json(self) -> dict[str, Any]:
@@ -184,6 +190,8 @@ def load_measurement(path: Path | str) -> Measurement:
     return Measurement.from_json(read_json(Path(path), ArtifactError, "measurement"), str(path))
 
 
+Reader = Callable[[Measurement], float | Estimate | None]
+
 # --- metrics ------------------------------------------------------------------------------------------------
 
 
@@ -200,16 +208,34 @@ def _throughput(one: Measurement) -> Estimate | None:
     return time and Estimate(1 / time.value, 1 / time.high, 1 / time.low, time.confidence, time.more_runs)
 
 
-def _accuracy(one: Measurement) -> float | None:
+def _accuracy(fact: str) -> Reader:
     """On the test split alone: the validation split has chosen the network, so it flatters it."""
-    return one.artifact.accuracy.get("test")
+
+    def read(one: Measurement) -> float | None:
+        found = getattr(one.artifact, fact).get("test")
+        return min(found.values(), default=None) if isinstance(found, dict) else found
+
+    return read
 
 
-def _accuracy_drop(one: Measurement) -> float | None:
+def _accuracy_drop(fact: str) -> Reader:
     """Against the dense network in float32, so that it holds what the precision costs too."""
-    assert one.baseline is not None
-    slim, dense = _accuracy(one), fp32_accuracy(one.baseline.artifact).get("test")
-    return None if slim is None or dense is None else dense - slim
+
+    def read(one: Measurement) -> float | None:
+        assert one.baseline is not None
+        slim, dense = (
+            getattr(one.artifact, fact).get("test"),
+            fp32_accuracy(one.baseline.artifact, fact).get("test"),
+        )
+        if isinstance(slim, dict) and isinstance(dense, dict):  # by class: the largest loss of any
+            return (
+                max((dense[name] - slim[name] for name in slim), default=None)
+                if set(slim) == set(dense)
+                else None
+            )
+        return None if slim is None or dense is None else float(dense - slim)
+
+    return read
 
 
 def _cold_start_ratio(one: Measurement) -> Estimate | None:
@@ -219,12 +245,20 @@ def _cold_start_ratio(one: Measurement) -> Estimate | None:
     return ratio_estimate([[pair] for pair in both])
 
 
+# Metric -> field of the artifact.
+_ACCURACIES = {
+    "accuracy": "accuracy",
+    "accuracy_top5": "accuracy_top5",
+    "worst_class_accuracy": "accuracy_by_class",
+}
+# What the sidecar tells, where the name of the metric does not say it.
+_SIDECAR_TEXTS = {"accuracy_top5": "top-5 accuracy", "worst_class_accuracy": "accuracy by class"}
 # Metric -> part of the memory's figures.
 _MEMORY_PARTS = {"arena_memory": "arena", "device_memory": "device"}
 _STARTS = {"load_time", "first_inference", "cold_start", "cold_start_ratio"}
 _TIMES = {"throughput", *_STARTS, *(name for name in METRICS if name.startswith("latency_"))}
 # Percentiles and ratios of these follow by name.
-_READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
+_READERS: dict[str, Reader] = {
     "latency_ratio": lambda one: one.latency_ratio,
     "throughput": _throughput,
     "load_time": lambda one: median_estimate(one.load_s),
@@ -238,8 +272,8 @@ _READERS: dict[str, Callable[[Measurement], float | Estimate | None]] = {
     "params": lambda one: _as_float(one.artifact.params),
     "macs": lambda one: _as_float(one.artifact.macs),
     "instructions": lambda one: _as_float(one.instructions["count"]),
-    "accuracy": _accuracy,
-    "accuracy_drop": _accuracy_drop,
+    **{metric: _accuracy(fact) for metric, fact in _ACCURACIES.items()},
+    **{f"{metric}_drop": _accuracy_drop(fact) for metric, fact in _ACCURACIES.items()},
     "parity_error": lambda one: one.artifact.parity_error,
     "cpu_nodes": lambda one: float(len(one.placement["left_to_cpu"])),
     "partitions": lambda one: _as_float(one.placement.get("partitions")),

@@ -10,7 +10,7 @@ from typing import Any
 from edgeprune.artifact import Artifact
 from edgeprune.instructions import is_instructions
 
-MEASUREMENT_FORMAT = 2
+MEASUREMENT_FORMAT = 3
 MEMORY_FIGURES = ("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_bytes")
 
 TIMES = ("latency_samples_s", "load_s", "first_inference_s")
@@ -74,26 +74,38 @@ def _is_told(value: Any, figures: Sequence[str]) -> bool:
     return all(_is_number(value[name]) or (value["why"] and value[name] is None) for name in figures)
 
 
+def _is_shares(value: Any) -> bool:
+    """Of images: one number for each name."""
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_accuracies(value: Any) -> bool:
+    """The three fields of an artifact, or of the note on what it was made of."""
+    plain, by_class = (value.get("accuracy"), value.get("accuracy_top5")), value.get("accuracy_by_class")
+    return (
+        all(map(_is_shares, plain)) and isinstance(by_class, dict) and all(map(_is_shares, by_class.values()))
+    )
+
+
 def _is_variant(value: Any) -> bool:
     """The note on what a file in another precision was made of: the accuracy lost is told from it."""
     if not isinstance(value, dict) or not {"name", "provider", "source"} <= set(value):
         return False
-    accuracy = value["source"].get("accuracy") if isinstance(value["source"], dict) else None
-    return isinstance(accuracy, dict) and all(map(_is_number, accuracy.values()))
+    return isinstance(value["source"], dict) and _is_accuracies(value["source"])
 
 
 def _is_artifact(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) != {field.name for field in fields(Artifact)}:
         return False
     numbers = [value[name] for name in ("macs", "params", "parity_error") if value[name] is not None]
-    shape, accuracy = value["input_shape"], value["accuracy"]
+    shape = value["input_shape"]
     return (
         _is_texts([value["path"], value["sha256"]])
-        and isinstance(accuracy, dict)
+        and _is_accuracies(value)
         and isinstance(value["provenance"], dict)
         and ("precision" not in value["provenance"] or _is_variant(value["provenance"]["precision"]))
         and (shape is None or isinstance(shape, list | tuple))
-        and all(map(_is_number, [value["size_bytes"], *numbers, *accuracy.values(), *(shape or [])]))
+        and all(map(_is_number, [value["size_bytes"], *numbers, *(shape or [])]))
     )
 
 

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import inspect
 import io
-import json
 import logging
 import re
 import signal
@@ -22,7 +21,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,14 @@ from edgeprune.artifact import Artifact
 from edgeprune.cost import count_macs, count_params
 from edgeprune.data import Data
 from edgeprune.errors import ExportError
-from edgeprune.files import replacing
+from edgeprune.onnx_files import PROBLEM, data_facts, serialized, strip_notes, with_facts, write_artifact
 from edgeprune.onnx_macs import macs_by_node
 from edgeprune.parity import (
     BATCH_SIZES,
     Inputs,
     OnnxNetwork,
     Parity,
-    accuracies,
+    accuracy_facts,
     compare,
     first_line,
     random_inputs,
@@ -53,8 +52,6 @@ from edgeprune.parity import (
 
 OPSETS = range(18, 24)
 """What torch's exporter writes itself; asked for a lower opset it would silently keep 18."""
-MAX_BYTES = 2**31 - 1
-"""An ONNX file is one protobuf message, which ends here."""
 
 SIMPLIFY_TIMEOUT_S = 600.0
 SIMPLIFY = """
@@ -65,8 +62,6 @@ onnx.save(model, sys.argv[2])
 """Runs in a process of its own: onnxsim is native code, and a segmentation fault must not end the run."""
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
-
-PROBLEM = "could not export the network"
 
 
 def export(
@@ -145,7 +140,7 @@ def export(
         macs=count_macs(network, inputs),
         params=count_params(network),
         parity_error=parity.error,
-        accuracy=accuracies(OnnxNetwork(serialized(graph), batch or 1), data) if data is not None else {},
+        **accuracy_facts(OnnxNetwork(serialized(graph), batch or 1), data),
         provenance={
             **(provenance or {}),
             **data_facts(data),
@@ -270,17 +265,6 @@ def _converted(
     return graph
 
 
-def strip_notes(message: Any) -> None:
-    """Remove notes in place, all the way down: they hold stack traces with this machine's paths."""
-    for name in ("metadata_props", "doc_string"):
-        if name in message.DESCRIPTOR.fields_by_name:
-            message.ClearField(name)
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for item in [value] if hasattr(value, "DESCRIPTOR") else value:
-                strip_notes(item)
-
-
 def _name_batch_axis(graph: onnx.GraphProto) -> None:
     """Call the open axis ``batch`` wherever torch's symbol for it stands."""
     symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
@@ -317,15 +301,6 @@ def _simplified(graph: onnx.ModelProto) -> tuple[onnx.ModelProto | None, bool | 
         return simple, True
 
 
-def serialized(graph: onnx.ModelProto) -> bytes:
-    """The bytes of the file, the same for the same graph."""
-    size = graph.ByteSize()
-    if size > MAX_BYTES:
-        raise ExportError(PROBLEM, where="the ONNX file", value=f"{size} bytes", expected=f"<= {MAX_BYTES}")
-    payload: bytes = graph.SerializeToString(deterministic=True)
-    return payload
-
-
 def _close_enough(parity: Parity, tolerance: float) -> Parity:
     if not parity.error <= tolerance:
         raise ExportError(
@@ -352,48 +327,3 @@ def _refuse_unfolded(graph: onnx.ModelProto, simplified: bool | str) -> None:
             raise ExportError(
                 f"{PROBLEM}: a batch norm stays behind its convolution", hint=f"Simplified: {simplified}."
             )
-
-
-def data_facts(data: Data | None) -> dict[str, Any]:
-    """Which data were used, without the folder that they lie in."""
-    if data is None:
-        return {}
-    return {
-        "data": {"name": data.name.partition(":")[0], "identity": data.identity},
-        "normalization": {"mean": list(data.normalization.mean), "std": list(data.normalization.std)},
-    }
-
-
-def with_facts(graph: onnx.ModelProto, facts: Artifact) -> bytes:
-    """The bytes of the file, with the sidecar's facts under the same names, as JSON, in its metadata."""
-    values = asdict(facts)
-    for of_the_file_itself in ("path", "sha256", "size_bytes"):
-        del values[of_the_file_itself]
-    try:
-        texts = {name: json.dumps(value, sort_keys=True, allow_nan=False) for name, value in values.items()}
-    except (TypeError, ValueError) as reason:
-        raise ExportError(PROBLEM, where="provenance", value=reason, expected="JSON values") from None
-    whole = onnx.ModelProto()
-    whole.CopyFrom(graph)
-    onnx.helper.set_model_props(whole, texts)
-    return serialized(whole)
-
-
-def write_artifact(artifact: Artifact, payload: bytes) -> None:
-    """Put the file in its place, then its sidecar.
-
-    The old sidecar goes first: a process killed in between leaves a file without facts, never one with the
-    facts of another.
-    """
-    try:
-        with replacing(artifact.path) as temporary:
-            temporary.write_bytes(payload)
-            artifact.sidecar.unlink(missing_ok=True)
-        artifact.write_sidecar()
-    except OSError as reason:
-        raise ExportError(
-            "could not write the ONNX file",
-            where=str(artifact.path),
-            value=reason.strerror or reason,
-            expected="a path that can be written",
-        ) from None

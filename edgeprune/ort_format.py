@@ -11,8 +11,9 @@ from typing import Any
 from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.data import Data
 from edgeprune.errors import ExportError, UsageError
-from edgeprune.onnx_export import quiet, write_artifact
-from edgeprune.parity import OnnxNetwork, accuracies, first_line
+from edgeprune.onnx_export import quiet
+from edgeprune.onnx_files import write_artifact
+from edgeprune.parity import OnnxNetwork, accuracy_facts, first_line
 from edgeprune.precision import precision_of
 from edgeprune.telemetry import switch_off
 
@@ -67,7 +68,7 @@ def to_ort_format(
         path=path,
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=len(payload),
-        accuracy=accuracies(network, data) if data is not None else {},
+        **accuracy_facts(network, data),
         provenance={**source.provenance, "ort_format": facts},
     )
     write_artifact(made, payload)

@@ -1,4 +1,4 @@
-"""Does an ONNX file compute what torch computes? onnxruntime and torch side by side, and top-1 accuracy."""
+"""Does an ONNX file compute what torch computes, and how well does it classify?"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from edgeprune.artifact import ACCURACIES
 from edgeprune.data import Data, Loader
 from edgeprune.errors import ExportError
 from edgeprune.telemetry import switch_off
@@ -195,16 +196,44 @@ def difference(ours: list[Tensor], theirs: Arrays) -> float:
     return worst
 
 
-def accuracies(file: OnnxNetwork, data: Data) -> dict[str, float]:
-    """Top-1 accuracy of the very file on the validation and the test split; none if it is no classifier."""
-    if file((data.example,))[0].ndim != 2:
-        return {}
+TOP = 5
 
-    def accuracy(loader: Loader) -> float:
-        right = total = 0
-        for images, labels in loader:
-            right += int((file((images.float(),))[0].argmax(1) == labels.numpy()).sum())
-            total += len(labels)
-        return right / total
 
-    return {"val": accuracy(data.val), "test": accuracy(data.test)}
+def accuracy_facts(file: OnnxNetwork, data: Data | None) -> dict[str, Any]:
+    """How well the very file classifies the validation and the test split: the ACCURACIES of an Artifact.
+
+    Empty dictionaries without data, or if the file is no classifier.
+    """
+    facts: dict[str, dict[str, Any]] = {name: {} for name in ACCURACIES}
+    if data is None:
+        return facts
+    outputs = file((data.example,))[0]
+    if outputs.ndim != 2:
+        return facts
+    names = _distinct(data.classes)
+    for split, loader in (("val", data.val), ("test", data.test)):
+        labels, first, among = _hits(file, loader)
+        facts["accuracy"][split] = int(first.sum()) / len(labels)
+        if outputs.shape[1] > TOP:
+            facts["accuracy_top5"][split] = int(among.sum()) / len(labels)
+        facts["accuracy_by_class"][split] = {
+            names[label]: int(first[labels == label].sum()) / int((labels == label).sum())
+            for label in np.unique(labels).tolist()
+        }
+    return facts
+
+
+def _hits(file: OnnxNetwork, loader: Loader) -> tuple[np.ndarray[Any, Any], ...]:
+    """Labels (N,), whether the label scores highest (N,), and whether it is among the TOP highest (N,)."""
+    columns: list[tuple[np.ndarray[Any, Any], ...]] = []
+    for images, labels in loader:
+        scores, wanted = file((images.float(),))[0], labels.numpy()
+        # Stable, so that of equal scores the first counts as the highest, as argmax has it.
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+        columns.append((wanted, scores.argmax(1) == wanted, (best == wanted[:, None]).any(1)))
+    return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
+
+
+def _distinct(names: tuple[str, ...]) -> list[str]:
+    """The class names; those that occur twice with their number, so that none hides another."""
+    return [name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)]

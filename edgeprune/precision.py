@@ -47,12 +47,13 @@ def note_of(artifact: Artifact) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
-def fp32_accuracy(artifact: Artifact) -> dict[str, float]:
-    """Accuracy by split of the float32 file that a file was made of; its own if it is float32 itself."""
+def fp32_accuracy(artifact: Artifact, fact: str = "accuracy") -> dict[str, Any]:
+    """One of the ACCURACIES of the float32 file that a file was made of; its own if it is float32 itself."""
     if "precision" not in artifact.provenance:
-        return artifact.accuracy
+        own: dict[str, Any] = getattr(artifact, fact)
+        return own
     source = note_of(artifact).get("source")
-    accuracy = source.get("accuracy") if isinstance(source, dict) else None
+    accuracy = source.get(fact) if isinstance(source, dict) else None
     return accuracy if isinstance(accuracy, dict) else {}
 
 

@@ -13,17 +13,17 @@ import onnx
 import torch
 
 from edgeprune import __version__
-from edgeprune.artifact import Artifact, load_artifact
+from edgeprune.artifact import ACCURACIES, Artifact, load_artifact
 from edgeprune.data import Data
 from edgeprune.errors import ExportError, UsageError
 from edgeprune.half_floats import halve, refuse_overflow
-from edgeprune.onnx_export import data_facts, serialized, strip_notes, with_facts, write_artifact
+from edgeprune.onnx_files import data_facts, serialized, strip_notes, with_facts, write_artifact
 from edgeprune.onnx_macs import macs_by_node
 from edgeprune.parity import (
     Inputs,
     OnnxNetwork,
     Parity,
-    accuracies,
+    accuracy_facts,
     difference,
     first_line,
     random_inputs,
@@ -145,7 +145,7 @@ def convert(
     network = OnnxNetwork(payload, batch)
     batches = real_images(data.val) if data is not None else []
     parity = _close_enough(_compared(original, network, checks, batches), limit, precision)
-    before = source.accuracy or (accuracies(original, data) if data is not None else {})
+    before = _accuracies_of(source) if source.accuracy else accuracy_facts(original, data)
     how: dict[str, Any] = {}
     if precision == "int8":
         how = {**asdict(INT8[provider]), "calibration": "min-max", "images": sum(map(len, calibration))}
@@ -156,7 +156,7 @@ def convert(
         size_bytes=0,
         input_shape=source.input_shape or tuple(sizes_of(graph.graph.input[0])),
         parity_error=parity.error,
-        accuracy=accuracies(network, data) if data is not None else {},
+        **accuracy_facts(network, data),
         provenance={
             **source.provenance,
             **data_facts(data),
@@ -169,7 +169,7 @@ def convert(
                     "sha256": source.sha256,
                     "size_bytes": source.size_bytes,
                     "parity_error": source.parity_error,
-                    "accuracy": before,
+                    **before,
                 },
             },
             "parity": {
@@ -211,6 +211,10 @@ def _loaded(source: Artifact) -> onnx.ModelProto:
     del graph.graph.input[:]
     graph.graph.input.extend(inputs)
     return graph
+
+
+def _accuracies_of(source: Artifact) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in ACCURACIES}
 
 
 def _batch(graph: onnx.ModelProto) -> int | None:

@@ -412,6 +412,9 @@ def _with(value: Any, *keys: str) -> Callable[[dict[str, Any]], object]:
         (_with("a simulator", "placement", "functional_only"), "wrong in 'latency_samples_s'"),
         (_with("many", "artifact", "macs"), "wrong in 'artifact'"),
         (_with({"test": "good"}, "artifact", "accuracy"), "wrong in 'artifact'"),
+        (_with({"test": "good"}, "artifact", "accuracy_top5"), "wrong in 'artifact'"),
+        (_with({"test": 0.5}, "artifact", "accuracy_by_class"), "wrong in 'artifact'"),
+        (_with({"test": {"cat": "good"}}, "artifact", "accuracy_by_class"), "wrong in 'artifact'"),
         (_with({}, "artifact"), "wrong in 'artifact'"),
         (_with([1], "notes"), "wrong in 'notes'"),
         (_with({}, "baseline"), "of another format of its baseline"),
@@ -456,7 +459,11 @@ def test_precision_that_nothing_tells() -> None:
 
 
 def in_int8(one: Artifact, **source: float) -> Artifact:
-    noted = {"name": "int8", "provider": "CPUExecutionProvider", "source": {"accuracy": source}}
+    noted = {
+        "name": "int8",
+        "provider": "CPUExecutionProvider",
+        "source": {"accuracy": source, "accuracy_top5": {}, "accuracy_by_class": {}},
+    }
     return replace(one, provenance={"precision": noted})
 
 
@@ -472,6 +479,42 @@ def test_accuracy_lost_is_told_against_the_dense_network_in_fp32() -> None:
     assert unknown.value("accuracy_drop") is None
     why = unknown.why_unmeasured("accuracy_drop")
     assert why == "Nothing tells the accuracy of the float32 file that dense.onnx was made of."
+
+
+@pytest.mark.usefixtures("device")
+def test_top_five_and_single_classes() -> None:
+    slim = replace(SLIM, accuracy_top5={"test": 0.97}, accuracy_by_class={"test": {"cat": 0.5, "dog": 0.9}})
+    dense = replace(DENSE, accuracy_top5={"test": 0.99}, accuracy_by_class={"test": {"cat": 0.6, "dog": 0.8}})
+    measured = bench(slim, TARGET, baseline=dense, processes=2)
+    assert Measurement.from_json(measured.to_json()) == replace(
+        measured, artifact=replace(slim, path=Path("slim.onnx")),
+        baseline=replace(measured.baseline, artifact=replace(dense, path=Path("dense.onnx"))),
+    )  # type: ignore[type-var]  # fmt: skip
+    for metric, value in {
+        "accuracy_top5": 0.97,
+        "accuracy_top5_drop": 0.02,
+        "worst_class_accuracy": 0.5,
+        "worst_class_accuracy_drop": 0.1,  # of the cat; the dog has gained
+    }.items():
+        assert measured.value(metric) == pytest.approx(value), metric
+    others = replace(slim, accuracy_by_class={"test": {"cat": 0.5, "cow": 0.9}})
+    measured = bench(others, TARGET, baseline=dense, processes=2)
+    assert measured.why_unmeasured("worst_class_accuracy_drop") == (
+        "slim.onnx and dense.onnx were tested on different classes."
+    )
+    measured = bench(SLIM, TARGET, baseline=dense, processes=2)
+    assert measured.why_unmeasured("accuracy_top5") == "slim.onnx tells five classes apart, or fewer."
+    assert measured.why_unmeasured("worst_class_accuracy_drop") == (
+        "No sidecar tells the accuracy by class of slim.onnx: `edgeprune export` writes one."
+    )
+    measured = bench(slim, TARGET, baseline=replace(in_int8(dense), accuracy={}), processes=2)
+    for metric, text in (
+        ("accuracy_top5_drop", "top-5 accuracy"),
+        ("worst_class_accuracy_drop", "accuracy by class"),
+    ):
+        assert measured.why_unmeasured(metric) == (
+            f"Nothing tells the {text} of the float32 file that dense.onnx was made of."
+        )
 
 
 @pytest.mark.usefixtures("device")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import onnx_export
+from edgeprune import onnx_export, onnx_files
 from edgeprune.artifact import Artifact, load_artifact
 from edgeprune.data import Data, Normalization, TensorLoader
 from edgeprune.errors import ExportError
@@ -189,7 +189,8 @@ def test_facts_in_sidecar_and_file(exported) -> None:
 
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(artifact.path).metadata_props}
     sidecar = json.loads(artifact.sidecar.read_text())
-    for of_the_file in ("format", "sha256", "size_bytes"):
+    assert set(sidecar["accuracy_by_class"]) == {"val", "test"}
+    for of_the_file in ("format", "sha256", "size_bytes", "accuracy_top5", "accuracy_by_class"):
         del sidecar[of_the_file]
     assert metadata == sidecar
 
@@ -523,7 +524,7 @@ def test_the_opset_that_torch_did_not_write(
 def test_a_file_that_is_too_large(
     old: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_export, "MAX_BYTES", 1000)
+    monkeypatch.setattr(onnx_files, "MAX_BYTES", 1000)
     with pytest.raises(ExportError, match=r"the ONNX file is \d+ bytes, expected <= 1000"):
         export(trained(), EXAMPLE, tmp_path / "net.onnx")
     assert content(tmp_path) == old

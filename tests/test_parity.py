@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from edgeprune import parity
 from edgeprune.data import Data, Normalization, TensorLoader
 from edgeprune.errors import ExportError
-from edgeprune.parity import OnnxNetwork, accuracies, compare, difference, random_inputs, real_images
+from edgeprune.parity import OnnxNetwork, accuracy_facts, compare, difference, random_inputs, real_images
 
 
-def scaled(factor: float, batch: int | None) -> bytes:
-    """An ONNX file written by hand: output = factor * input, for inputs (batch, 3)."""
-    shape = [batch if batch is not None else "batch", 3]
+def scaled(factor: float, batch: int | None, width: int = 3) -> bytes:
+    """An ONNX file written by hand: output = factor * input, for inputs (batch, width)."""
+    shape = [batch if batch is not None else "batch", width]
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Mul", ["input", "factor"], ["output"])],
         "graph",
@@ -158,4 +158,26 @@ def test_accuracies_count_every_image_once() -> None:
 
     object.__setattr__(data, "val", Plain(scores, labels))
     object.__setattr__(data, "test", Plain(scores[:2], labels[:2]))
-    assert accuracies(OnnxNetwork(scaled(1.0, 1), 1), data) == {"val": 6 / 7, "test": 1.0}
+    file = OnnxNetwork(scaled(1.0, 1), 1)
+    assert accuracy_facts(file, data) == {
+        "accuracy": {"val": 6 / 7, "test": 1.0},
+        "accuracy_top5": {},  # of three classes it would say nothing
+        "accuracy_by_class": {"val": {"a": 3 / 4, "b": 1.0, "c": 1.0}, "test": {"a": 1.0, "b": 1.0}},
+    }
+    object.__setattr__(data, "classes", ("a", "b", "a"))
+    assert accuracy_facts(file, data)["accuracy_by_class"]["val"] == {"a (0)": 3 / 4, "b": 1.0, "a (2)": 1.0}
+    assert accuracy_facts(file, None) == {"accuracy": {}, "accuracy_top5": {}, "accuracy_by_class": {}}
+
+
+def test_top_five_of_equal_scores_takes_the_first_as_argmax_does() -> None:
+    scores = torch.tensor([[6.0, 5, 4, 3, 2, 1], [0.0] * 6, [0.0] * 6, [1.0, 2, 3, 4, 5, 6]])
+    labels = torch.tensor([4, 5, 4, 0])
+    plain = [(scores, labels)]
+    data = Data(
+        name="toy", train=plain, val=plain, test=plain, calib=plain, example=scores[:1],
+        classes=tuple("abcdef"), normalization=Normalization((0.0,), (1.0,)), identity="0",
+    )  # type: ignore[arg-type]  # fmt: skip
+    facts = accuracy_facts(OnnxNetwork(scaled(1.0, 1, width=6), 1), data)
+    assert facts["accuracy_top5"] == {"val": 0.5, "test": 0.5}
+    assert facts["accuracy"]["test"] == 0.0
+    assert facts["accuracy_by_class"]["test"] == {"a": 0.0, "e": 0.0, "f": 0.0}

@@ -48,6 +48,9 @@ def test_int8(tmp_path: Path) -> None:
     right = [outputs(made.path, images).argmax(1) == labels.numpy() for images, labels in data.test]
     assert made.accuracy["test"] == np.concatenate(right).mean()
     assert set(note["source"]["accuracy"]) == {"val", "test"}
+    assert set(made.accuracy_by_class) == set(note["source"]["accuracy_by_class"]) == {"val", "test"}
+    assert set(note["source"]["accuracy_top5"]) == {"val", "test"}
+    assert b"accuracy_by_class" not in made.path.read_bytes()
     assert_macs_are_those_of(source, made)
     weights = {value.name: numpy_helper.to_array(value) for value in onnx.load(made.path).graph.initializer}
     assert weights["w1_quantized"].dtype == np.int8

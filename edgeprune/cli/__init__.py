@@ -18,8 +18,9 @@ from edgeprune import __version__
 from edgeprune.cli.bench import bench
 from edgeprune.cli.convert import convert
 from edgeprune.cli.doctor import doctor
+from edgeprune.cli.gate import gate
 from edgeprune.cli.information import groups, targets
-from edgeprune.cli.stages import export, finetune, gate, prune, report, run, train
+from edgeprune.cli.stages import export, finetune, prune, report, run, train
 from edgeprune.cli.widths import widths
 from edgeprune.errors import EdgepruneError, Interrupted, RankError
 from edgeprune.launch import launched_rank
