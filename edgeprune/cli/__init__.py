@@ -21,6 +21,7 @@ from edgeprune.cli.doctor import doctor
 from edgeprune.cli.gate import gate
 from edgeprune.cli.information import groups, targets
 from edgeprune.cli.stages import export, finetune, prune, report, run, train
+from edgeprune.cli.sweep import sweep
 from edgeprune.cli.widths import widths
 from edgeprune.errors import EdgepruneError, Interrupted, RankError
 from edgeprune.launch import launched_rank
@@ -49,7 +50,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    run, train, prune, finetune, export, convert, bench, gate, report, widths, groups, targets, doctor
+    run, sweep, train, prune, finetune, export, convert, bench, gate, report, widths, groups, targets, doctor
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

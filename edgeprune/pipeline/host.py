@@ -339,28 +339,38 @@ def finetune(context: Context) -> dict[str, Any]:
     return facts
 
 
-def export_both(context: Context) -> dict[str, Any]:
-    """Write the dense and the slim ONNX file, each checked against torch."""
-    run, data, settings = context.run, context.data, context.run.settings
+def export_dense(context: Context) -> dict[str, Any]:
+    """Write the dense ONNX file, checked against torch."""
+    return {"dense": _exported(context, "dense", {})}
+
+
+def export_slim(context: Context) -> dict[str, Any]:
+    """Write the slim ONNX file, checked against torch; the facts are of both."""
+    run = context.run
     score_facts = run.facts("score")
-    facts = {}
-    for name in ("dense", "slim"):
-        weights = run.file(f"{name}.safetensors")
-        provenance: dict[str, Any] = {
-            "role": name,
-            "source": run.facts("train").get("source"),
-            "weights_sha256": sha256_file(weights),
-        }
-        if name == "slim":
-            provenance["plan_sha256"] = sha256_file(run.file("plan.json"))
-            provenance["scheme"] = {key: score_facts.get(key) for key in ("scheme", "options")}
-        artifact = export(
-            load_network(weights) if name == "dense" else load_slim(weights),
-            data.example, run.file(f"{name}.onnx"), data=data, dynamic_batch=settings.dynamic_batch,
-            opset=settings.opset, tolerance=settings.tolerance, provenance=provenance,
-        )  # fmt: skip
-        facts[name] = facts_of(artifact)
-    return facts
+    provenance = {
+        "plan_sha256": sha256_file(run.file("plan.json")),
+        "scheme": {key: score_facts.get(key) for key in ("scheme", "options")},
+    }
+    return {**run.facts("export-dense"), "slim": _exported(context, "slim", provenance)}
+
+
+def _exported(context: Context, name: str, more: dict[str, Any]) -> dict[str, Any]:
+    """Write one of the two files, with its provenance."""
+    run, data, settings = context.run, context.data, context.run.settings
+    weights = run.file(f"{name}.safetensors")
+    provenance: dict[str, Any] = {
+        "role": name,
+        "source": run.facts("train").get("source"),
+        "weights_sha256": sha256_file(weights),
+        **more,
+    }
+    artifact = export(
+        load_network(weights) if name == "dense" else load_slim(weights),
+        data.example, run.file(f"{name}.onnx"), data=data, dynamic_batch=settings.dynamic_batch,
+        opset=settings.opset, tolerance=settings.tolerance, provenance=provenance,
+    )  # fmt: skip
+    return facts_of(artifact)
 
 
 def facts_of(artifact: Artifact) -> dict[str, Any]:

@@ -92,10 +92,14 @@ STAGES: tuple[Stage, ...] = (
         (*DATA, "cutout", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
         together=True,
     ),
+    Stage(  # apart, since it is the same for every plan
+        "export-dense", "export", ("dense.safetensors",), ("dense.onnx", "dense.onnx.json"),
+        ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_dense", f"{HOST}:identity_of_data",
+    ),
     Stage(
-        "export", "export", ("dense.safetensors", "slim.safetensors", "plan.json"),
-        ("dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json"),
-        ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_both", f"{HOST}:identity_of_data",
+        "export", "export", ("dense.onnx", "dense.onnx.json", "slim.safetensors", "plan.json"),
+        ("slim.onnx", "slim.onnx.json"),
+        ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_slim", f"{HOST}:identity_of_data",
     ),
     Stage(
         "convert", "export",
@@ -148,8 +152,9 @@ def run_stages(context: Any, commands: Iterable[str], *, until: str | None = Non
             if not is_run_folder(run.path):
                 run.save()
             stack.enter_context(recorded(context, trains=bool(wanted & TRAINING)))
-        here.from_first(partial(_prepare, context, wanted))
-        for stage in stages_until(until):
+        stages = stages_until(until)
+        here.from_first(partial(_prepare, context, wanted, stages))
+        for stage in stages:
             inputs = here.from_first(partial(_begin, context, stage, wanted))
             if inputs is None:
                 continue
@@ -172,17 +177,22 @@ def stages_until(name: str | None) -> tuple[Stage, ...]:
     return STAGES if name is None else STAGES[: names.index(name) + 1]
 
 
-def _prepare(context: Any, wanted: set[str]) -> None:
+def _prepare(context: Any, wanted: set[str], stages: Iterable[Stage]) -> None:
     """Find out what is wrong before anything takes long."""
     if wanted - {"train", "finetune"}:
         _ = context.target  # a wrong target should not wait for the end of a training
     if "export" in wanted:
         function(f"{VARIANTS}:check")(context)
+    coming: set[str] = set()
+    for stage in stages:
+        if has(context, stage, wanted):
+            check_reads(context, stage, coming)
+            coming |= set(files_of(context, stage.writes))
 
 
 def _begin(context: Any, stage: Stage, wanted: set[str]) -> str | None:
     """Hash of what decides a stage's result; None: it has nothing to do."""
-    if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
+    if not has(context, stage, wanted):
         return None
     inputs = inputs_of(context, stage)
     writes = files_of(context, stage.writes)
@@ -208,12 +218,25 @@ def clear(run: RunFolder, stage: Stage) -> None:
         leftover.unlink()
 
 
-def inputs_of(context: Any, stage: Stage) -> str:
-    """Hash of all that decides what a stage writes."""
+def has(context: Any, stage: Stage, wanted: set[str]) -> bool:
+    """Whether the commands have a stage, and the run has it at all."""
+    return stage.command in wanted and (not stage.wanted or bool(function(stage.wanted)(context)))
+
+
+def check_reads(context: Any, stage: Stage, coming: set[str]) -> None:
+    """See that the files are there that a stage reads.
+
+    Args:
+        context: The run.
+        stage: Of it.
+        coming: Files that stages before it will write.
+
+    Raises:
+        RunError: One is not.
+    """
     run: RunFolder = context.run
-    settings = run.settings.to_json()
     reads = files_of(context, stage.reads)
-    missing = [name for name in reads if not run.file(name).is_file()]
+    missing = [name for name in reads if name not in coming and not run.file(name).is_file()]
     if missing:
         maker = next(other for other in STAGES if missing[0] in files_of(context, other.writes))
         raise RunError(
@@ -223,11 +246,18 @@ def inputs_of(context: Any, stage: Stage) -> str:
             expected=f"the result of `edgeprune {maker.command}`",
             hint=f"Run `edgeprune {maker.command} --out {run.path}` first.",
         )
+
+
+def inputs_of(context: Any, stage: Stage) -> str:
+    """Hash of all that decides what a stage writes."""
+    check_reads(context, stage, set())
+    run: RunFolder = context.run
+    settings = run.settings.to_json()
     return sha256_json(
         {
             "version": __version__,
             "settings": {key: settings[key] for key in stage.settings},
-            "files": {name: sha256_file(run.file(name)) for name in reads},
+            "files": {name: sha256_file(run.file(name)) for name in files_of(context, stage.reads)},
             "also": function(stage.also_reads)(context),
         }
     )
