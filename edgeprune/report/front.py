@@ -102,7 +102,7 @@ def front_svg(points: Sequence[FrontPoint], cost: str, gain: str = "accuracy", *
     with plotting.style():
         figure = plotting.figure(plotting.WIDTH, HEIGHT)
         axes = figure.subplots()
-        _draw_front(axes, front, cost, gain)
+        _draw_front(axes, front, cost, gain, max(point.value(cost) or 0.0 for point in shown))
         markers: dict[str, str] = {}
         for point in shown:
             if point.series != DENSE:
@@ -111,7 +111,7 @@ def front_svg(points: Sequence[FrontPoint], cost: str, gain: str = "accuracy", *
             _draw_point(axes, point, cost, gain, markers.get(point.series, "h"))
         for series, marker in {**markers, DENSE: "h"}.items():
             if any(point.series == series for point in shown):
-                shade = colour("dense" if series == DENSE else "slim")
+                shade = colour("dense" if series == DENSE else "soft")
                 axes.plot([], [], marker, color=shade, markersize=7, label=series)
         axes.xaxis.set_major_formatter(_ticks(cost))
         axes.yaxis.set_major_formatter(_ticks(gain))
@@ -140,9 +140,10 @@ def description_of(points: Sequence[FrontPoint], cost: str, gain: str = "accurac
     return f"{METRICS[cost].text}, {METRICS[gain].text}. " + "; ".join(parts) + "."
 
 
-def _draw_front(axes: Axes, front: Sequence[FrontPoint], cost: str, gain: str) -> None:
+def _draw_front(axes: Axes, front: Sequence[FrontPoint], cost: str, gain: str, far: float) -> None:
     """Steps: what is reached for at most that cost."""
     xs, ys = ([point.value(metric) or 0.0 for point in front] for metric in (cost, gain))
+    xs, ys = [*xs, max(far, xs[-1])], [*ys, ys[-1]]
     axes.step(xs, ys, where="post", color=colour("soft"), linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
 
 

@@ -32,7 +32,7 @@ class SweepReport:
         outcome: Which point is released, or why none, in one sentence.
         state: Of the whole: ``"passed"``, ``"failed"`` or ``"cannot tell"``.
         points: The dense network and every point that was measured.
-        ratio_of: What the points' labels bound, e.g. ``"macs"``.
+        ratio_of: Metric that the points' labels bound, e.g. ``"macs"``.
         failures: Name of each point that failed, and why.
         misses: Name of each point that does not pass, and its budgets that it does not pass.
         folders: By point, its run folder as seen from the page.
@@ -71,7 +71,8 @@ def sweep_table(report: SweepReport, *, brief: bool = False) -> Table:
     letters = front_letters(report.points)
     dense = next((point for point in report.points if point.series == DENSE), None)
     macs = "MACs" if brief else METRICS["macs"].text
-    header = ("scheme", report.ratio_of, "size", macs, "latency" if brief else "latency, slim / dense")
+    header: tuple[str, ...] = ("scheme", "ratio", "size", macs)
+    header += ("latency", "acc. %") if brief else (METRICS["latency_ratio"].text, METRICS["accuracy"].text)
     rows = []
     for point in report.points:
         cells = [point.series, NONE if point.series == DENSE else point.label]
@@ -83,28 +84,37 @@ def sweep_table(report: SweepReport, *, brief: bool = False) -> Table:
                 format_measured(point.values.get("macs"), "count"),
                 _or_none(point.values.get("latency_ratio"), "ratio"),
             ]
-        cells.append(format_measured(point.values.get("accuracy"), "fraction"))
-        state = f"{point.state}, best" if point.chosen else point.state or NONE
+        accuracy = format_measured(point.values.get("accuracy"), "fraction")
+        cells.append(accuracy.removesuffix(" %") if brief else accuracy)
+        state = "passed, best" if point.chosen else point.state or NONE
+        if brief and point.chosen:
+            state = "best"
         rows.append((*cells, letters[point.name] or NONE, state))
     for name, _ in report.failures:
         scheme, _, rest = name.partition(f"-{report.ratio_of}-")
         rows.append((scheme, rest, *(NONE for _ in range(5)), "error"))
-    return Table((*header, "accuracy", "front", "verdict"), tuple(rows))
+    return Table((*header, "front", "verdict"), tuple(rows))
 
 
 def terminal_table(report: SweepReport) -> RichTable:
     """The table for a terminal of 80 columns; what it says does not depend on colour."""
-    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = RichTable(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     content = sweep_table(report, brief=True)
     for number, name in enumerate(content.header):
         right = 0 < number < len(content.header) - 2
         table.add_column(
             name, overflow="fold", no_wrap=number > 0, justify="right" if right else "left", min_width=3
         )
-    colours = {"passed": "green", "failed": "bold red", "error": "bold red", "cannot tell": "yellow"}
+    colours = {
+        "passed": "green",
+        "best": "bold green",
+        "failed": "bold red",
+        "error": "bold red",
+        "cannot tell": "yellow",
+    }
     for row in content.rows:
         cells = [Text(printable(cell)) for cell in row]
-        cells[-1].stylize(colours.get(row[-1].partition(",")[0], ""))
+        cells[-1].stylize(colours.get(row[-1], ""))
         table.add_row(*cells)
     return table
 
@@ -122,7 +132,7 @@ def sweep_html(report: SweepReport) -> str:
         report=report, table=sweep_table(report), legend=LEGEND, sections=sections_of(report),
         drawings=drawings, no_plots="" if drawings else plotting.HINT,
         light=variables("light"), dark=variables("dark"), printable=printable,
-        state=report.state.replace(" ", "-"),
+        state=report.state.replace(" ", "-"), ratio_of=METRICS[f"{report.ratio_of}_ratio"].text,
     )  # fmt: skip
 
 
