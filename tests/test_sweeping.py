@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +33,12 @@ from tests.conftest import edgeprune, run
 from tests.test_measurement import FakeRunner
 
 SWEEP = [
-    "sweep", "--model", "tiny:net", "--data", "digits", "--epochs", "0", "--no-refit", "--schemes", "magnitude,random",
-    "--target", "test.toml", "--out", "s",
+    "sweep", "--model", "tiny:net", "--data", "digits", "--epochs", "0", "--no-refit",
+    "--schemes", "magnitude,random", "--target", "test.toml", "--out", "s",
 ]  # fmt: skip
 POINTS = ("magnitude-macs-0.4", "magnitude-macs-0.7", "random-macs-0.4", "random-macs-0.7")
-POINTS_OF_SIX = [f"{name}-macs-{ratio}" for name in ("magnitude", "random") for ratio in (0.3, 0.5, 0.7)]
+RATIOS = (0.3, 0.5, 0.7)
+POINTS_OF_SIX = [f"{name}-macs-{ratio}" for name in ("magnitude", "random") for ratio in RATIOS]
 
 Runner = Callable[..., tuple[int, str, str]]
 
@@ -48,9 +50,7 @@ class Exports:
         self.made: list[str] = []
         self.stop: Callable[[Path], None] = lambda _: None
 
-    def __call__(
-        self, model: Any, example: Any, path: Path, *, data: Any, provenance: Any, **_: Any
-    ) -> Artifact:
+    def __call__(self, model: Any, example: Any, path: Path, *, data: Any, **more: Any) -> Artifact:
         self.stop(path)
         self.made.append(f"{path.parent.name}/{path.name}")
         params = count_params(model)
@@ -63,7 +63,15 @@ class Exports:
         sha256 = hashlib.sha256(payload).hexdigest()
         macs = count_macs(model, example)
         made = Artifact(
-            path, sha256, len(payload), (1, 3, 32, 32), macs, params, 0.0, accuracy, provenance=provenance
+            path,
+            sha256,
+            len(payload),
+            (1, 3, 32, 32),
+            macs,
+            params,
+            0.0,
+            accuracy,
+            provenance=more["provenance"],
         )
         write_artifact(made, payload)
         return made
@@ -241,15 +249,15 @@ def test_what_is_every_points_ends_the_sweep(go: Runner, exports: Exports, workp
         (["--ratios", "nan"], "--ratios is nan, expected different numbers"),
         (["--ratios", "a"], "--ratios is 'a', expected numbers as 0.3,0.5,0.7"),
         ([], "could not start a sweep: --ratios is missing"),
-        (["--ratios", "0.5", "--schemes", "magnitude,magnitude"], "--schemes is magnitude,magnitude, expected"),
+        (["--ratios", "0.5", "--schemes", "magnitude,magnitude"], "--schemes is magnitude,magnitude, exp"),
         (["--ratios", "0.5", "--schemes", "papers"], "its name is 'papers', expected one of proximal-ns"),
         (["--ratios", "0.5", "--scheme-option", "l1=1"], "'l1', expected an option of magnitude or random"),
-        (["--ratios", "0.5", "--scheme-option", "taylor:images=9"], "for taylor, expected one of the sweep's"),
+        (["--ratios", "0.5", "--scheme-option", "taylor:images=9"], "for taylor, expected one of the"),
         (["--ratios", "0.5", "--scheme-option", "magnitude:q=9"], "an option is 'q', expected one of p"),
         (["--ratios", "0.5", "--scheme-option", "p"], "'p', expected KEY=VALUE or SCHEME:KEY=VALUE"),
         (["--ratios", "0.5", "--max-macs-ratio", "0.4"], "--max-macs-ratio is given beside --ratio-of macs"),
-        (["--ratios", "0.5", "--ratio-of", "latency", "--jobs", "2"], "--jobs is 2, expected neither beside"),
-        (["--ratios", "0.5", "--max-latency-ratio", "0.5", "--engine", "dask"], "--engine is dask, expected"),
+        (["--ratios", "0.5", "--ratio-of", "latency", "--jobs", "2"], "--jobs is 2, expected neither"),
+        (["--ratios", "0.5", "--max-latency-ratio", "0.5", "--engine", "dask"], "--engine is dask, exp"),
         (["--ratios", "0.5", "--scheduler", "tcp://x:1"], "expected an engine. Add --engine dask"),
         (["--ratios", "0.5", "--out", "test.toml"], "could not start the sweep: test.toml is a file"),
         (["--ratios", "0.5", "--out", "."], "is a folder with other files (test.toml, tiny.py …)"),
@@ -348,3 +356,27 @@ def test_six_points_by_the_real_command_killed_and_resumed(workplace: Path) -> N
     assert edgeprune("run", *alone, *own, cwd=workplace).returncode == 0
     whole = (workplace / "alone" / "slim.onnx").read_bytes()
     assert whole == (workplace / "s" / "points" / "random-macs-0.5" / "slim.onnx").read_bytes()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(go: Runner, workplace: Path, width: int) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    assert go(*SWEEP, "--ratios", "0.4,0.7")[0] == 0
+    told: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda message: told.append(message.text))
+        page.on("request", lambda request: told.append(request.url))
+        page.goto(f"file://{workplace / 's' / 'sweep.html'}")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.locator("svg[role=img]").count() == 3
+        assert page.locator("tbody tr").count() == 5
+        browser.close()
+    assert told == [f"file://{workplace / 's' / 'sweep.html'}"]

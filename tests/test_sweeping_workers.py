@@ -31,7 +31,7 @@ from edgeprune.pipeline.sweeping.tasks import (
     place_here,
     stoppable,
 )
-from edgeprune.pipeline.sweeping.workers import Here, Processes, divided, gone, open_workers
+from edgeprune.pipeline.sweeping.workers import Dask, Here, Processes, divided, gone, open_workers
 
 TASK = Task("p", "s/points/p", Settings("m").to_json(), ("prune",), None, (), False)
 """Fails at once: there is no dense network."""
@@ -154,6 +154,32 @@ def test_engines_that_are_absent_or_do_not_answer(place: Place, monkeypatch: pyt
         open_workers(Silent(), place, engine="dask"),
     ):
         pass
+
+
+def test_a_worker_of_several_threads_is_refused(place: Place) -> None:
+    class Client:
+        def run(self, *_: object, **__: object) -> dict[str, None]:
+            return {"tcp://a:1": None}
+
+        def nthreads(self) -> dict[str, int]:
+            return {"tcp://a:1": 1, "tcp://b:1": 4}
+
+    with pytest.raises(RunError, match="tcp://b:1 is of several threads, expected one thread in each"):
+        Dask(Client(), place, None)
+
+
+@pytest.mark.parametrize("kind", [RunError, ModuleNotFoundError, ZeroDivisionError])
+def test_what_is_wrong_with_a_worker_is_raised_here(place: Place, kind: type[Exception]) -> None:
+    class Client:
+        def run(self, *_: object, **__: object) -> dict[str, Exception]:
+            fault = (
+                ModuleNotFoundError("no", name="torch") if kind is ModuleNotFoundError else kind("it is odd")
+            )
+            return {"tcp://a:1": fault}
+
+    wanted = RunError if kind is ModuleNotFoundError else kind
+    with pytest.raises(wanted, match=r"its package torch is missing, expected|it is odd"):
+        Dask(Client(), place, None)
 
 
 @pytest.mark.slow

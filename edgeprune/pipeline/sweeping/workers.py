@@ -51,10 +51,13 @@ class Here:
 
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """See ``Workers``."""
-        for task in tasks:
-            with at_place(self.place):
-                outcome = do(task, Narrator(self.listener, task.point))
-            yield outcome
+        from edgeprune.schemes.kept import keeping
+
+        with keeping():
+            for task in tasks:
+                with at_place(self.place):
+                    outcome = do(task, Narrator(self.listener, task.point))
+                yield outcome
 
 
 class Narrator:
@@ -153,6 +156,15 @@ class Dask:
                 )  # fmt: skip
             if isinstance(fault, BaseException):
                 raise fault
+        wide = [address for address, threads in self.client.nthreads().items() if threads > 1]
+        if wide:
+            raise RunError(
+                "could not use a worker",
+                where=wide[0],
+                value="of several threads",
+                expected="one thread in each: they would share a working directory",
+                hint="Start it by `dask worker --nthreads 1 ADDRESS`; --job-threads sets those of torch.",
+            )
 
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """See ``Workers``."""
@@ -209,7 +221,7 @@ def open_workers(
         return
     dask, distributed = dask_packages()
     with contextlib.ExitStack() as stack:
-        # A worker's child is a process of its own kind: measurements and conversions start some.
+        # A user's data may be loaded by processes of their own, which a daemon may not start.
         stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))
         local = jobs if scheduler is None else None
         if scheduler is None:
