@@ -23,8 +23,8 @@ HOST_SIDE = [
     "data", "models", "labels", "operators", "channels", "lasso", "cutting", "scratch",
     "channel_select", "cost", "oracle", "tracing", "kinds", "trial", "groups", "shares", "plan", "constants",
     "surgery", "parity", "onnx_files", "onnx_macs", "onnx_export", "quantization", "half_floats", "variants",
-    "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram", "moments",
-    "flow", "refitting", "schemes", "mobile", "pipeline",
+    "ort_format", "latency_budget", "probe", "selection", "training", "calibration", "slabs", "gram",
+    "moments", "flow", "refitting", "schemes", "mobile", "pipeline",
 ]  # fmt: skip
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
