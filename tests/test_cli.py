@@ -256,7 +256,9 @@ def test_every_option_is_a_setting_and_every_default_in_help_is_true() -> None:
             assert (float(stated) if isinstance(own, float) else type(own)(stated)) == own, option.name
             checked += 1
     assert checked >= 10
-    assert set(COMMANDS) | {"run", "sweep", "convert", "widths", "groups", "targets", "doctor"} == set(cli.commands)
+    assert set(COMMANDS) | {"run", "sweep", "convert", "widths", "groups", "targets", "doctor"} == set(
+        cli.commands
+    )
     scheme = next(option for option in run_command.params if option.name == "scheme")
     assert all(name in str(scheme.help) for name in SCHEMES)  # type: ignore[attr-defined]
 

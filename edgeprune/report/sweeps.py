@@ -35,7 +35,6 @@ class SweepReport:
         ratio_of: Metric that the points' labels bound, e.g. ``"macs"``.
         failures: Name of each point that failed, and why.
         misses: Name of each point that does not pass, and its budgets that it does not pass.
-        folders: By point, its run folder as seen from the page.
         notes: What the reader should know.
         commands: That do it again, and that show a point.
     """
@@ -47,7 +46,6 @@ class SweepReport:
     ratio_of: str
     failures: tuple[tuple[str, str], ...]
     misses: tuple[tuple[str, tuple[str, ...]], ...]
-    folders: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     commands: tuple[str, ...]
 

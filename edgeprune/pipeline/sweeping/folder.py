@@ -14,7 +14,7 @@ from edgeprune.errors import EdgepruneError, RunError
 from edgeprune.files import TEMPORARY, read_json, write_json, write_text
 from edgeprune.pipeline.folder import LOCK_FILE, RunFolder, is_run_folder, locked, open_run
 from edgeprune.pipeline.settings import Settings
-from edgeprune.pipeline.sweeping.points import Point, SweepPlan
+from edgeprune.pipeline.sweeping.points import SweepPlan
 
 SWEEP_FORMAT = 1
 SWEEP_FILE = "sweep.json"
@@ -107,11 +107,6 @@ def run_of(path: Path, settings: Settings) -> RunFolder:
     run = open_run(path)
     run.settings = settings
     return run
-
-
-def point_named(plan: SweepPlan, name: str) -> Point:
-    """The point of a name."""
-    return next(point for point in plan.points() if point.name == name)
 
 
 def is_sweep_folder(path: Path) -> bool:

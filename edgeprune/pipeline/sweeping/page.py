@@ -43,7 +43,6 @@ def report_of(path: Path, plan: SweepPlan, outcome: Outcome) -> SweepReport:
         ratio_of=plan.ratio_of,
         failures=tuple((one.point.name, one.failure.text) for one in failed if one.failure),
         misses=tuple((one.point.name, misses(one)) for one in ran if misses(one)),
-        folders=tuple((one.point.name, f"{POINTS}/{one.point.name}") for one in outcome.points),
         notes=tuple(notes),
         commands=(
             command_of(path, plan),
