@@ -262,6 +262,7 @@ def test_every_option_is_a_setting_and_every_default_in_help_is_true() -> None:
     assert checked >= 10
     assert set(COMMANDS) | {
         "run",
+        "sweep",
         "release",
         "compare",
         "verify",

@@ -32,7 +32,7 @@ HOST_SIDE = [
 LAYERS = [*DEVICE_SIDE, *HOST_SIDE, "cli", "__main__"]
 
 # Third-party packages, besides the standard library.
-OPTIONAL_PACKAGES = {"cryptography", "segno", "matplotlib"}  # of the extras `browser` and `report`
+OPTIONAL_PACKAGES = {"cryptography", "segno", "matplotlib", "dask", "distributed"}  # of extras
 DEVICE_PACKAGES = {"jinja2", "numpy", "onnxruntime", "rich"} | OPTIONAL_PACKAGES
 PLUGINS = {"onnxruntime_qnn", "onnxruntime_ep_webgpu"}  # providers, for the worker alone
 HOST_PACKAGES = DEVICE_PACKAGES | {

@@ -101,6 +101,7 @@ def test_stages_alone_take_their_settings_from_the_folder(
     code, _, early = run(capsys, "export", "--out", "run")
     assert code == 2
     assert "edgeprune finetune --out run" in early.replace("\n", " ")
+    assert not (workplace / "run" / "dense.onnx").exists()  # said before anything is exported
     prune = ["prune", "--scheme", "magnitude", "--max-params-ratio", "0.6", "--target", "test.toml"]
     _, out, _ = run(capsys, *prune, "--out", "run", "--json")
     facts = json.loads(out)["stages"]

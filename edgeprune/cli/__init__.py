@@ -23,6 +23,7 @@ from edgeprune.cli.gate import gate
 from edgeprune.cli.information import groups, targets
 from edgeprune.cli.release import release
 from edgeprune.cli.stages import export, finetune, prune, report, run, train
+from edgeprune.cli.sweep import sweep
 from edgeprune.cli.verify import verify
 from edgeprune.cli.widths import widths
 from edgeprune.errors import EdgepruneError, Interrupted, RankError
@@ -52,8 +53,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    run, train, prune, finetune, export, convert, bench, gate, report, release, compare, verify, widths,
-    groups, targets, doctor,
+    run, sweep, train, prune, finetune, export, convert, bench, gate, report, release, compare, verify,
+    widths, groups, targets, doctor,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -49,6 +49,8 @@ class Display:
             self.task = self.bars.add_task(name, total=None, detail="")
         elif status == "skipped":
             self.console.print(f"{name:<9} nothing has changed, skipped")
+        elif status == "taken":
+            self.console.print(f"{name:<9} as in {text}, taken from there")
         elif status != "begin":
             self.console.print(f"{name:<9} done in {text}")
 

@@ -124,7 +124,7 @@ SCHEME_NAMES = (
     "proximal-ns, sglp-ib, stlp-ib, hsic-lasso, taylor, activation-weight, obs, magnitude, bn-scale"
     " or random."
 )
-PRUNE = [
+SCHEME = [
     _option("--scheme", metavar="NAME", text=SCHEME_NAMES, default="proximal-ns"),
     _option(
         "--scheme-option",
@@ -133,6 +133,8 @@ PRUNE = [
         multiple=True,
         text="Hyper-parameter of the scheme, e.g. l1=0.002; repeatable.",
     ),
+]
+PLAN = [
     _option("--prune-epochs", type=COUNT, text="Epochs of a scheme that trains.", default=THE_RECIPES),
     _option("--max-macs-ratio", type=float, text="Multiply-adds, slim / dense."),
     _option("--max-params-ratio", type=float, text="Parameters, slim / dense."),
@@ -159,6 +161,7 @@ PRUNE = [
     CHANNEL_SELECT,
     INEXACT,
 ]
+PRUNE = [*SCHEME, *PLAN]
 REFIT = [
     _option(
         "--refit/--no-refit",
@@ -268,6 +271,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 ALL = [*MODEL, *DATA, *RECIPE, *TRAIN, *PRUNE, *REFIT, *FINETUNE, *EXPORT, *TARGET, *BENCH, AGAINST]
 BY_COMMAND: dict[str, list[Any]] = {
     "run": ALL,
+    "sweep": [option for option in ALL if option not in SCHEME],  # it has schemes and options of its own
     "train": [*MODEL, *DATA, *RECIPE, *TRAIN],
     "prune": [*DATA, *RECIPE, *PRUNE, *REFIT, *TARGET],
     "finetune": [*DATA, *RECIPE, *FINETUNE],

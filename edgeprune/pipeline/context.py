@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.folder import Listener, RunFolder, Silent
@@ -21,16 +22,18 @@ class Context:
     """A run folder, who listens, and what is loaded once: the target and the data.
 
     Attributes:
-        run: The folder.
+        run: The run folder.
         listener: Is told what happens.
-        download: Data may be fetched.
+        download: Fetch a data set that is not there.
         further: Another target than the run's own, with its short name: its files carry the name.
+        twins: Other run folders. What one of them has made of the same inputs is taken, not made again.
     """
 
     run: RunFolder
     listener: Listener = field(default_factory=Silent)
     download: bool = False
     further: tuple[str, Target] | None = None
+    twins: tuple[Path, ...] = ()
 
     @cached_property
     def target(self) -> Target:

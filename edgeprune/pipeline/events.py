@@ -22,9 +22,9 @@ class Recorder:
     """A listener that writes a line for each stage and epoch, and passes everything on.
 
     Every line is one JSON object with ``time`` (seconds since 1970) and ``event``: ``"stage"`` (``stage``,
-    ``status`` begin, done or skipped), ``"epoch"`` (``stage``, ``phase``, ``epoch``, ``epochs`` and what was
-    measured) or ``"stop"`` (``stage``, ``reason``). It is written in one call, so that a kill tears no line
-    but the last; a torn one is cut off before the next is written.
+    ``status`` begin, done, skipped or taken), ``"epoch"`` (``stage``, ``phase``, ``epoch``, ``epochs`` and
+    what was measured) or ``"stop"`` (``stage``, ``reason``). It is written in one call, so that a kill tears
+    no line but the last; a torn one is cut off before the next is written.
 
     Args:
         listener: Is told, too.

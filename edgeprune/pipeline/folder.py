@@ -22,7 +22,10 @@ class Listener(Protocol):
     """Is told what a run does; the command line draws it."""
 
     def stage(self, name: str, status: str, text: str = "") -> None:
-        """A stage has begun (``"begin"``), is done (``"done"``) or was skipped (``"skipped"``)."""
+        """A stage has begun (``"begin"``), is done (``"done"``) or was skipped (``"skipped"``).
+
+        ``"taken"``: another run has made the same of the same, and its files were taken; ``text`` names it.
+        """
         ...
 
     def training(self, progress: Any) -> None:
@@ -99,28 +102,33 @@ class RunFolder:
         self.stages[stage] = {"inputs": inputs, "outputs": hashes, "facts": facts}
         self.save()
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out, and sweep away what a killed one has left half-written.
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """As ``locked``, for this folder."""
+        return locked(self.path)
 
-        Raises:
-            RunError: Another process works in the folder.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.file(LOCK_FILE).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(
-                    "could not start",
-                    where=str(self.path),
-                    value="in use by another edgeprune process",
-                    expected="a folder for this run alone",
-                    hint="Wait for it to end, or give another --out.",
-                ) from None
-            for leftover in self.path.glob(f"{TEMPORARY}*"):
-                leftover.unlink(missing_ok=True)
-            yield
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, and sweep away what a killed one has left half-written.
+
+    Raises:
+        RunError: Another process works in the folder.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                "could not start",
+                where=str(path),
+                value="in use by another edgeprune process",
+                expected="a folder for this run alone",
+                hint="Wait for it to end, or give another --out.",
+            ) from None
+        for leftover in path.glob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+        yield
 
 
 def is_run_folder(path: Path) -> bool:

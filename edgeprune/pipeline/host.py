@@ -336,19 +336,26 @@ def finetune(context: Context) -> dict[str, Any]:
     return facts
 
 
-def export_both(context: Context) -> dict[str, Any]:
-    """Write the dense and the slim ONNX file, each checked against torch."""
+def export_dense(context: Context) -> dict[str, Any]:
+    """Write the dense ONNX file, checked against torch."""
+    return {"dense": _exported(context, "dense")}
+
+
+def export_slim(context: Context) -> dict[str, Any]:
+    """Write the slim ONNX file, checked against torch; the facts are of both."""
+    return {**context.run.facts("export-dense"), "slim": _exported(context, "slim")}
+
+
+def _exported(context: Context, name: str) -> dict[str, Any]:
+    """Write one of the two files, with its provenance."""
     run, data, settings = context.run, context.data, context.run.settings
-    facts = {}
-    for name in ("dense", "slim"):
-        weights = run.file(f"{name}.safetensors")
-        artifact = export(
-            load_network(weights) if name == "dense" else load_slim(weights),
-            data.example, run.file(f"{name}.onnx"), data=data, dynamic_batch=settings.dynamic_batch,
-            opset=settings.opset, tolerance=settings.tolerance, provenance=provenance_of(context, name),
-        )  # fmt: skip
-        facts[name] = facts_of(artifact)
-    return facts
+    weights = run.file(f"{name}.safetensors")
+    artifact = export(
+        load_network(weights) if name == "dense" else load_slim(weights),
+        data.example, run.file(f"{name}.onnx"), data=data, dynamic_batch=settings.dynamic_batch,
+        opset=settings.opset, tolerance=settings.tolerance, provenance=provenance_of(context, name),
+    )  # fmt: skip
+    return facts_of(artifact)
 
 
 def facts_of(artifact: Artifact) -> dict[str, Any]:

@@ -11,12 +11,16 @@ from functools import partial
 from typing import Any
 
 from edgeprune import __version__
+from edgeprune.artifact import SIDECAR_FORMAT
 from edgeprune.errors import RunError
 from edgeprune.files import sha256_file, sha256_json
 from edgeprune.launch import world
+from edgeprune.measurement_format import MEASUREMENT_FORMAT
 from edgeprune.pipeline.events import recorded
 from edgeprune.pipeline.folder import RunFolder, is_run_folder
 from edgeprune.pipeline.sharing import agree_on_data, hand_out
+from edgeprune.pipeline.twins import take_over
+from edgeprune.verdict import VERDICTS_FORMAT
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,14 @@ STAGES: tuple[Stage, ...] = (
         (*DATA, "cutout", "distill"), f"{HOST}:finetune", f"{HOST}:identity_of_finetuning",
         together=True,
     ),
+    Stage(  # apart, since it is the same for every plan
+        "export-dense", "export", ("dense.safetensors",), ("dense.onnx", "dense.onnx.json"),
+        ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_dense", f"{HOST}:identity_of_data",
+    ),
     Stage(
-        "export", "export", ("dense.safetensors", "slim.safetensors", "plan.json"),
-        ("dense.onnx", "dense.onnx.json", "slim.onnx", "slim.onnx.json"),
-        ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_both", f"{HOST}:identity_of_data",
+        "export", "export", ("dense.onnx", "dense.onnx.json", "slim.safetensors", "plan.json"),
+        ("slim.onnx", "slim.onnx.json"),
+        ("opset", "dynamic_batch", "tolerance"), f"{HOST}:export_slim", f"{HOST}:identity_of_data",
     ),
     Stage(
         "convert", "export",
@@ -127,6 +135,8 @@ STAGES: tuple[Stage, ...] = (
     ),
 )  # fmt: skip
 
+FORMATS = (SIDECAR_FORMAT, MEASUREMENT_FORMAT, VERDICTS_FORMAT)
+"""Of what stages write and others read strictly: what is in an older one is to be made again."""
 TRAINING = {"train", "prune", "finetune"}
 COMMANDS: tuple[str, ...] = tuple(dict.fromkeys(stage.command for stage in STAGES))
 
@@ -152,27 +162,31 @@ def run_stages(context: Any, commands: Iterable[str], stages: Sequence[Stage] = 
             if not is_run_folder(run.path):
                 run.save()
             stack.enter_context(recorded(context, trains=bool(wanted & TRAINING)))
-        here.from_first(partial(_prepare, context, wanted))
+        here.from_first(partial(_prepare, context, wanted, stages))
         for stage in stages:
             inputs = here.from_first(partial(_begin, context, stage, wanted))
             if inputs is None:
                 continue
             started = time.monotonic()
-            leftovers = f"{stage.name}*.checkpoint*"
             if stage.together:
-                hand_out(run, files_of(context, stage.reads) if here.first else (), (leftovers,))
+                hand_out(run, files_of(context, stage.reads) if here.first else (), (leftovers(stage),))
                 agree_on_data(context)
                 facts = function(stage.work)(context)
             else:
                 facts = here.from_first(partial(function(stage.work), context))
             if here.first:
                 run.record(stage.name, inputs, files_of(context, stage.writes), facts)
-            for leftover in run.path.glob(leftovers):
-                leftover.unlink()
+            clear(run, stage)
             context.listener.stage(stage.name, "done", f"{time.monotonic() - started:.1f} s")
 
 
-def _prepare(context: Any, wanted: set[str]) -> None:
+def stages_until(name: str | None) -> tuple[Stage, ...]:
+    """The stages up to the one of a name, with it; None: all."""
+    names = [stage.name for stage in STAGES]
+    return STAGES if name is None else STAGES[: names.index(name) + 1]
+
+
+def _prepare(context: Any, wanted: set[str], stages: Iterable[Stage]) -> None:
     """Find out what is wrong before anything takes long."""
     if wanted - {"train", "finetune"}:
         _ = context.target  # a wrong target should not wait for the end of a training
@@ -180,24 +194,60 @@ def _prepare(context: Any, wanted: set[str]) -> None:
         _ = context.release  # nor a wrong file of an earlier one
     if "export" in wanted:
         function(f"{VARIANTS}:check")(context)
+    coming: set[str] = set()
+    for stage in stages:
+        if has(context, stage, wanted):
+            check_reads(context, stage, coming)
+            coming |= set(files_of(context, stage.writes))
 
 
 def _begin(context: Any, stage: Stage, wanted: set[str]) -> str | None:
     """Hash of what decides a stage's result; None: it has nothing to do."""
-    if stage.command not in wanted or (stage.wanted and not function(stage.wanted)(context)):
+    if not has(context, stage, wanted):
         return None
     inputs = inputs_of(context, stage)
-    current = context.run.is_current(stage.name, inputs, files_of(context, stage.writes))
-    context.listener.stage(stage.name, "skipped" if current else "begin")
-    return None if current else inputs
+    writes = files_of(context, stage.writes)
+    if context.run.is_current(stage.name, inputs, writes):
+        context.listener.stage(stage.name, "skipped")
+        return None
+    if twin := take_over(context.run, stage.name, inputs, writes, context.twins):
+        clear(context.run, stage)
+        context.listener.stage(stage.name, "taken", twin)
+        return None
+    context.listener.stage(stage.name, "begin")
+    return inputs
 
 
-def inputs_of(context: Any, stage: Stage) -> str:
-    """Hash of all that decides what a stage writes."""
+def leftovers(stage: Stage) -> str:
+    """What a stage that was interrupted leaves behind, as for ``glob``."""
+    return f"{stage.name}*.checkpoint*"
+
+
+def clear(run: RunFolder, stage: Stage) -> None:
+    """Take away what a finished stage no longer needs."""
+    for leftover in run.path.glob(leftovers(stage)):
+        leftover.unlink()
+
+
+def has(context: Any, stage: Stage, wanted: set[str]) -> bool:
+    """Whether the commands have a stage, and the run has it at all."""
+    return stage.command in wanted and (not stage.wanted or bool(function(stage.wanted)(context)))
+
+
+def check_reads(context: Any, stage: Stage, coming: set[str]) -> None:
+    """See that the files are there that a stage reads.
+
+    Args:
+        context: The run.
+        stage: Of it.
+        coming: Files that stages before it will write.
+
+    Raises:
+        RunError: One is not.
+    """
     run: RunFolder = context.run
-    settings = run.settings.to_json()
     reads = files_of(context, stage.reads)
-    missing = [name for name in reads if not run.file(name).is_file()]
+    missing = [name for name in reads if name not in coming and not run.file(name).is_file()]
     if missing:
         maker = next(other for other in STAGES if missing[0] in files_of(context, other.writes))
         raise RunError(
@@ -207,11 +257,19 @@ def inputs_of(context: Any, stage: Stage) -> str:
             expected=f"the result of `edgeprune {maker.command}`",
             hint=f"Run `edgeprune {maker.command} --out {run.path}{of_further(context)}` first.",
         )
+
+
+def inputs_of(context: Any, stage: Stage) -> str:
+    """Hash of all that decides what a stage writes."""
+    check_reads(context, stage, set())
+    run: RunFolder = context.run
+    settings = run.settings.to_json()
     return sha256_json(
         {
             "version": __version__,
+            "formats": None if stage.command in TRAINING else FORMATS,
             "settings": {key: settings[key] for key in stage.settings},
-            "files": {name: sha256_file(run.file(name)) for name in reads},
+            "files": {name: sha256_file(run.file(name)) for name in files_of(context, stage.reads)},
             "also": function(stage.also_reads)(context),
         }
     )

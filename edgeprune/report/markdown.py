@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgeprune.report import sections
 from edgeprune.report.content import Report, Table, printable, reasons, verdict_rows
 from edgeprune.report.parts import widths_sentence
+from edgeprune.report.sweeps import LEGEND, SweepReport, sections_of, sweep_table
 
 
 def report_markdown(report: Report) -> str:
@@ -78,3 +79,13 @@ def _code(text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}\n{printable(text, keep=chr(10))}\n{fence}"
+
+
+def sweep_markdown(report: SweepReport) -> str:
+    """The sweep as Markdown."""
+    parts = [f"# {_inline(report.title)}", f"**{_inline(report.outcome)}**", _table(sweep_table(report))]
+    parts.append(_inline(LEGEND))
+    for title, lines in sections_of(report):
+        parts += [f"## {title}", _list(lines)]
+    parts.append(_code("\n".join(report.commands)))
+    return "\n\n".join(parts) + "\n"

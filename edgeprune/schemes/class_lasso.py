@@ -18,6 +18,7 @@ from edgeprune.errors import SchemeError
 from edgeprune.gram import Columns, Quadratic, columns_of, quadratics
 from edgeprune.lasso import Penalty, Problem, lambda_max, path
 from edgeprune.launch import shares, world
+from edgeprune.schemes.kept import digest, kept
 from edgeprune.schemes.looking import LookingScheme
 from edgeprune.schemes.options import option
 from edgeprune.schemes.scores import Scores, movable
@@ -67,10 +68,7 @@ class GramLasso(LookingScheme):
         """
         calibration, about = self.calibrate(model, data)
         columns = columns_of(model, groups)
-        grams = quadratics(
-            model, own_columns(columns), calibration, kernel=self.kernel, centre=self.centre, scale=self.scale
-        )
-        found = self.weighed(model, calibration, tuple(grams), tuple(layer.layer for layer in columns))
+        found = self.statistics(model, calibration, columns)
         entries = enter(found, self.pose, self.penalty, self.lambdas, self.path_ratio)
         found, entries = together(found, entries)
         scores = scores_of(found, entries.entry)
@@ -93,6 +91,22 @@ class GramLasso(LookingScheme):
         }
         wanted = [group.name for group in movable(groups) if group.name in scores]
         return Scores({name: scores[name] for name in wanted}, facts=facts)
+
+    def statistics(
+        self, model: nn.Module, calibration: Calibration, columns: tuple[Columns, ...]
+    ) -> tuple[Quadratic, ...]:
+        """The layers' weighed losses; the same for every scheme of the same options, see ``keeping``."""
+        own = own_columns(columns)
+        options = (self.kernel, self.centre, self.scale, self.weigh, self.seed)
+
+        def look() -> tuple[Quadratic, ...]:
+            grams = quadratics(
+                model, own, calibration, kernel=self.kernel, centre=self.centre, scale=self.scale
+            )
+            return self.weighed(model, calibration, tuple(grams), tuple(layer.layer for layer in columns))
+
+        images = (calibration.images, calibration.labels)
+        return kept(lambda: digest(model, images, calibration.classes, columns, own, options), look)
 
     def weighed(
         self,
