@@ -195,6 +195,11 @@ def test_the_examples_are_sound() -> None:
     assert workflow["permissions"] == {"contents": "read"}
 
 
+def test_the_readme_shows_the_loop() -> None:
+    _, _, lines = (EXAMPLES / "loop.sh").read_text().partition("set -euo pipefail\n")
+    assert lines.strip() in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_whole_loop(place: Path) -> None:
     """The README's twenty lines, from training to a commit that is gated: minutes."""

@@ -12,7 +12,7 @@ max_size = "600 kB"
 max_macs_ratio = 0.5
 max_accuracy_drop = "3 pp"
 TOML
-edgeprune doctor --no-noise                                # what this machine can do; without the option: how well
+edgeprune doctor                                           # what this machine can do, and how noisy it is
 edgeprune run --model resnet20 --data digits --recipe quick --scheme magnitude \
     --max-macs-ratio 0.4 --target device.toml --out runs/r20
 edgeprune gate runs/r20 --why                              # where bytes, multiply-adds and milliseconds sit
