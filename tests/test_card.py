@@ -109,10 +109,8 @@ def test_names_cannot_spoil_the_card() -> None:
 
 
 def test_the_command_names_no_place() -> None:
-    settings = Settings(
-        model="resnet20", data="cifar10:/home/me/data", weights="/home/me/w.th", target="/home/me/t.toml"
-    )
-    command = command_without_places(settings, Path("/home/me/runs/r20"))
+    settings = Settings(model="resnet20", data="cifar10:/srv/data", weights="/srv/w.th", target="/srv/t.toml")
+    command = command_without_places(settings, Path("/srv/runs/r20"))
     assert command == (
         "edgeprune run --model resnet20 --data cifar10:DIR --weights w.th --target t.toml --out r20"
     )
