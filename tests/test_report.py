@@ -3,6 +3,7 @@
 EDGEPRUNE_WRITE_GOLDEN=1 python -m pytest tests/test_report.py && git diff tests/golden
 """
 
+import io
 import os
 import re
 from dataclasses import asdict, replace
@@ -10,10 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from edgeprune.artifact import Artifact
 from edgeprune.measurement import Measurement
-from edgeprune.report import make_report, reasons, report_html, report_markdown
+from edgeprune.report import comparison_table, make_report, reasons, report_html, report_markdown
+from edgeprune.report.content import Table
 from edgeprune.target import Budget, Runtime
 from edgeprune.verdict import gate
 
@@ -373,3 +376,16 @@ def test_the_page_says_the_same_as_the_markdown():
             assert cell in shown
     assert COMMAND in text
     assert COMMAND in shown
+
+
+@pytest.mark.parametrize(("first", "gap"), [("first inference", 1), ("first", 2)])
+def test_dense_against_slim_fits_80_columns_without_folding(first, gap):
+    long = "4.63 ms [1.79, 12.0]"
+    header = ("", "dense", "slim", "slim / dense")
+    rows = ((first, long, long, "0.784 [0.693, 0.886]"), ("parameters"[: len(first)], "1", "2", "0.500"))
+    out = io.StringIO()
+    Console(file=out, width=80).print(comparison_table(replace(report_of(), comparison=Table(header, rows))))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert len(lines) == 4  # header, rule, and a line for each row
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith(f"{first}{' ' * gap}{long}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.measurement import Measurement
-from edgeprune.metrics import METRICS
+from edgeprune.metrics import METRICS, Estimate
 from edgeprune.placement import functional_only
 from edgeprune.report.headline import KeyFigure, headline, key_figures
 from edgeprune.report.parts import (
@@ -39,12 +39,14 @@ _ROWS = (
     ("macs", "macs_ratio"),
     ("size", "size_ratio"),
     ("accuracy", ""),
+    ("accuracy_top5", "accuracy_top5_drop"),
+    ("worst_class_accuracy", ""),
     ("latency_p50", "latency_ratio"),
-    ("latency_p90", ""),
-    ("latency_p95", ""),
-    ("latency_p99", ""),
-    ("load_time", ""),
-    ("first_inference", ""),
+    ("latency_p90", "latency_p90_ratio"),
+    ("latency_p95", "latency_p95_ratio"),
+    ("latency_p99", "latency_p99_ratio"),
+    ("load_time", "load_time_ratio"),
+    ("first_inference", "first_inference_ratio"),
     ("cold_start", "cold_start_ratio"),
     ("peak_memory", "peak_memory_ratio"),
     ("arena_memory", "arena_memory_ratio"),
@@ -225,14 +227,23 @@ def _comparison(measurement: Measurement) -> Table:
         if name == "accuracy" and any(value is not None for value in values):
             rows += _accuracies(networks)
         elif name in _ALWAYS or any(value is not None for value in values):
-            ratio = measurement.value(ratio_name) if ratio_name else None
             cells = [format_measured(value, metric.quantity) for value in values]
-            rows.append((metric.text, *cells, NONE if ratio is None else format_measured(ratio, "ratio")))
+            rows.append((metric.text, *cells, _against_dense(measurement, ratio_name)))
         if name == "peak_memory":
             rows += _memory_phases(networks)
     if len(networks) == 1:
         return Table(("", "network"), tuple(row[:-1] for row in rows))
     return Table(("", "dense", "slim", "slim / dense"), tuple(rows))
+
+
+def _against_dense(measurement: Measurement, name: str) -> str:
+    """A ratio, or how much accuracy is lost or, with a plus, gained."""
+    value = measurement.value(name) if name else None
+    if value is None:
+        return NONE
+    if name.endswith("_drop") and not isinstance(value, Estimate):
+        return format_quantity(-value, "drop", signed=True)
+    return format_measured(value, METRICS[name].quantity)
 
 
 def _accuracies(networks: Sequence[Measurement]) -> list[tuple[str, ...]]:
