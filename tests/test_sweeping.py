@@ -110,7 +110,7 @@ def begun(folder: Path) -> Counter[str]:
 
 EACH_ONCE = Counter(
     {"train": 1, "export-dense": 1, "score": 2}
-    | dict.fromkeys(("plan", "slim", "refit", "finetune", "export", "bench", "gate", "report"), 4)
+    | dict.fromkeys(("plan", "slim", "refit", "finetune", "export", "bench", "gate", "report", "card"), 4)
 )
 
 
@@ -184,7 +184,8 @@ def test_a_point_is_a_run_like_any_other(go: Runner, workplace: Path) -> None:
     assert go("run", *words, *own, "--out", "alone")[0] == 0
     files = {path.name for path in (workplace / "alone").iterdir()}
     assert files == {path.name for path in (workplace / "s" / "points" / "random-macs-0.7").iterdir()}
-    for name in files - {"events.jsonl", "run.json", "report.md", "report.html", "measurement.json"}:
+    measured = {"events.jsonl", "run.json", "report.md", "report.html", "model_card.md", "measurement.json"}
+    for name in files - measured:
         one, two = (workplace / folder / name for folder in ("alone", "s/points/random-macs-0.7"))
         assert one.read_bytes() == two.read_bytes(), name
     assert go("gate", "s/points/random-macs-0.7")[0] == 0
