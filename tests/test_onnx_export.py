@@ -237,6 +237,7 @@ def test_batch_norms_are_folded(tmp_path: Path) -> None:
         np.testing.assert_allclose(theirs, ours.detach().numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_same_bytes_in_another_process(exported, tmp_path: Path) -> None:
     program = """
 import sys

@@ -254,6 +254,7 @@ def test_coverage_of_a_right_network(
     assert "| squeezenet1_1 | 25 / 1 |" in table.read_text()
 
 
+@pytest.mark.slow
 def test_coverage_sees_a_wrong_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -308,6 +308,7 @@ def tiny() -> tuple[nn.Module, tuple[ChannelGroup, ...], Tensor]:
     return net, find_groups(net, torch.zeros(IMAGE)), torch.zeros(IMAGE)
 
 
+@pytest.mark.slow
 def test_a_real_file_that_cannot_be_so_small(tiny: Any) -> None:
     net, groups, example = tiny
     with pytest.raises(
