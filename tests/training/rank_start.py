@@ -60,4 +60,9 @@ def run_job(job: str, ranks: int, folder: Path) -> list[dict[str, Any]]:
     running = start(ranks, "-m", "tests.training.rank_jobs", job, str(folder))
     said = [process.communicate(timeout=TIMEOUT_S) for process in running]
     assert [process.returncode for process in running] == [0] * ranks, said
+    return results(folder, ranks)
+
+
+def results(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    """What a job that has ended gave, by rank."""
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from edgeprune.data import load_data
@@ -16,15 +18,18 @@ from edgeprune.training.ranks import Gradients, joined, own_part
 from edgeprune.training.sync_norms import synchronised
 from tests.training import rank_jobs
 from tests.training.fakes import blobs, make_net
-from tests.training.rank_start import free_port, run_job
+from tests.training.rank_start import free_port, results, run_job
 
 RANKS = 2
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Both jobs of two ranks, by rank."""
-    return run_job("quick", RANKS, tmp_path_factory.mktemp("ranks") / "quick")
+    """Both jobs of two ranks, by rank; the first worker of a test run that needs them runs them for all."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quick-of-two-ranks"
+    with FileLock(f"{place}.lock"):
+        return results(place, RANKS) if place.is_dir() else run_job("quick", RANKS, place)
 
 
 @pytest.fixture(scope="module")

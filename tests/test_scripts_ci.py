@@ -1,4 +1,4 @@
-"""The example workflow and the pre-commit hook of docs/ci.md, run as shell in a repository of their own."""
+"""The example workflow and the pre-commit hook of scripts/ci, run as shell in a repository of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import edgeprune
 from tests.test_cli import network
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLES = ROOT / "scripts" / "ci"
 HOOKS = {hook["id"]: hook for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())}
 GATE_DEVICE, BENCH, GATE = (
     "Gate what was measured on the device",
@@ -185,9 +185,10 @@ def test_the_examples_are_sound() -> None:
     ci, device = (load_target(EXAMPLES / f"{name}.toml") for name in ("ci", "device"))
     assert {budget.metric for budget in ci.budgets if not budget.optional} >= {"size", "instructions_ratio"}
     assert device.budgets
-    text = (ROOT / "docs" / "ci.md").read_text()
-    for name in re.findall(r"\(?examples/([\w.]+)", text):
-        assert (EXAMPLES / name).is_file(), name
+    text = (EXAMPLES / "README.md").read_text()
+    named = re.findall(r"\((?:here: )?(\w+\.(?:toml|yml))\)", text)
+    assert {*named} == {"ci.toml", "device.toml", "edgeprune.yml"}
+    assert all((EXAMPLES / name).is_file() for name in named)
     for name in re.findall(r"id: (edgeprune-\w+)", text):
         assert name in HOOKS
     workflow: dict[Any, Any] = yaml.safe_load((EXAMPLES / "edgeprune.yml").read_text())
