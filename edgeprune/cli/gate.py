@@ -185,11 +185,12 @@ def _print(outcomes: Sequence[Outcome], run: RunFolder | None, why: Mapping[str,
         if outcome.verdicts:
             console.print(verdict_table(outcome.verdicts, min(80, console.width)))
             lines = reason_lines(outcome.verdicts)
-            console.print(*([""] if lines else []), *lines, sep="\n")
+            if lines:
+                console.print("", *lines, sep="\n")
         if outcome.target in why:
             told = why[outcome.target]
             text = [f"Where it sits is not known: {told}"] if isinstance(told, str) else why_lines(told)
-            if reason_lines(outcome.verdicts):
+            if outcome.verdicts:
                 console.print()
             console.print(*text, sep="\n", soft_wrap=not isinstance(told, str))
         if outcome.error:

@@ -165,5 +165,5 @@ def folder_of(place: Path | None, out: Path | None, sizes: tuple[str, ...]) -> P
 @click.argument("folder", type=FILE, required=False)
 @take(*BY_COMMAND["report"], OUT, JSON)
 def report(folder: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Write report.md and report.html of a run folder."""
+    """Write report.md, report.html and model_card.md of a run folder."""
     go(out or folder, options, ("report",), as_json, make=False)

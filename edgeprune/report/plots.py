@@ -283,7 +283,8 @@ def search_plot(search: Search) -> Plot:
             if probe.threshold == search.chosen:
                 axes.plot([cost], [height], "o", ms=13, mfc="none", mec=colour("ink"), mew=1.5)
                 low, high = axes.get_xlim()
-                left = cost > low + (high - low) / 4
+                high = max(high, search.limit or 0.0)  # its line comes later
+                left = cost > low + 0.75 * (high - low)  # where the curve comes from, but there is room
                 axes.annotate(
                     "chosen", (cost, height), (-11 if left else 11, -4), textcoords="offset points",
                     ha="right" if left else "left", va="top",
