@@ -304,10 +304,17 @@ def test_a_folder_in_use_or_of_another_format_is_refused(go: Runner, workplace: 
         code, _, err = go(*SWEEP, "--ratios", "0.7")
     assert code == 2
     assert "s is in use by another edgeprune process" in " ".join(err.split())
-    (workplace / "s" / "sweep.json").write_text('{"format": 99}')
-    code, _, err = go(*SWEEP, "--ratios", "0.7")
-    assert code == 2
-    assert "could not open the sweep: s/sweep.json is of another format" in " ".join(err.split())
+    plan: dict[str, Any] = {"settings": {"model": "m"}, "schemes": [], "ratios": [], "ratio_of": "macs"}
+    for other in (
+        [], {"format": 99}, {"format": 1}, {"format": 1, "plan": {}}, {"format": 1, "plan": 3},
+        {"format": 1, "plan": {**plan, "scheme_options": []}},
+        {"format": 1, "plan": {**plan, "ratios": ["many"], "scheme_options": {}}},
+        {"format": 1, "plan": {**plan, "scheme_options": {}}, "failures": {"p": {}}},
+    ):  # fmt: skip
+        (workplace / "s" / "sweep.json").write_text(json.dumps(other))
+        code, _, err = go(*SWEEP, "--ratios", "0.7")
+        assert code == 2
+        assert "could not open the sweep: s/sweep.json is of another format" in " ".join(err.split())
 
 
 @pytest.mark.slow
