@@ -230,6 +230,22 @@ def test_nothing_passes_and_the_closest_is_named(go: Runner, workplace: Path) ->
     assert not (workplace / "s" / "best").exists()
 
 
+def test_an_unfinished_sweep_has_no_best(
+    go: Runner, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert go(*SWEEP, "--schemes", "magnitude", "--ratios", "0.333333333")[0] == 0
+    assert (workplace / "s" / "best" / "slim.onnx").is_file()
+    assert "--ratios 0.333333333 " in (workplace / "s" / "sweep.md").read_text()  # the same plan again
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_make", stop)
+    assert go("sweep", "--ratios", "0.7", "--out", "s")[0] == 130
+    assert not (workplace / "s" / "best").is_symlink()
+    assert "best" not in json.loads((workplace / "s" / "sweep.json").read_text())
+
+
 def test_what_is_every_points_ends_the_sweep(go: Runner, exports: Exports, workplace: Path) -> None:
     def refuse(_: Path) -> None:
         raise ExportError("could not export the network", where="it", value="odd", expected="another")
