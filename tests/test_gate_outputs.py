@@ -305,6 +305,14 @@ def test_files_for_ci(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| max_size | 552 kB |" in (place / "p.md").read_text()
 
 
+def test_a_narrow_terminal_tears_no_figure_apart(place: Path) -> None:
+    out = edgeprune(*words(place), cwd=place, COLUMNS="20").stdout
+    row = next(line.split() for line in out.splitlines() if line.startswith("max_size"))
+    assert row == ["max_size", "552", "kB", "≤", "1", "kB", "-551", "kB", "failed"]
+    (place / "t.toml").write_text('name = "t"\n[budgets]\nmax_size = "1 GB"\n')
+    assert edgeprune(*words(place), cwd=place).stdout.splitlines()[-2:] == ["", "passed: all budgets are met"]
+
+
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
 def test_a_file_that_cannot_be_written_hides_no_verdict(
     option: str, place: Path, capsys: pytest.CaptureFixture[str]

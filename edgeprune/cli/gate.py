@@ -190,16 +190,18 @@ def _print(outcomes: Sequence[Outcome], run: RunFolder | None, why: Mapping[str,
 
     from edgeprune.report import reason_lines, verdict_table, why_lines
     from edgeprune.report.content import printable
+    from edgeprune.report.terminal import WIDTH
 
     console = Console(highlight=False, markup=False)
+    console.width = max(console.width, WIDTH)  # a narrower table would tear figures and verdicts apart
     for number, outcome in enumerate(outcomes):
         if len(outcomes) > 1:
             heading = f"{outcome.name} ({outcome.target})"
             console.print(f"{chr(10) if number else ''}{printable(heading)}", style="bold")
         if outcome.verdicts:
-            console.print(verdict_table(outcome.verdicts, min(80, console.width)))
-            lines = reason_lines(outcome.verdicts)
-            console.print(*([""] if lines else []), *lines, sep="\n")
+            console.print(verdict_table(outcome.verdicts))
+            if lines := reason_lines(outcome.verdicts):
+                console.print("", *lines, sep="\n")
         if outcome.target in why:
             told = why[outcome.target]
             text = [f"Where it sits is not known: {told}"] if isinstance(told, str) else why_lines(told)
