@@ -232,13 +232,12 @@ def test_nothing_passes_and_the_closest_is_named(go: Runner, workplace: Path) ->
 
 def test_an_unfinished_one_has_no_best(go: Runner, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert go(*SWEEP, "--schemes", "magnitude", "--ratios", "0.333333333")[0] == 0
-    assert (workplace / "s" / "best" / "slim.onnx").is_file()
+    assert (workplace / "s" / "best").is_dir()
     assert "--ratios 0.333333333 " in (workplace / "s" / "sweep.md").read_text()  # the same plan again
     monkeypatch.setattr(running, "_make", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         go("sweep", "--ratios", "0.7", "--out", "s")
     assert not (workplace / "s" / "best").is_symlink()
-    assert "best" not in json.loads((workplace / "s" / "sweep.json").read_text())
 
 
 def test_what_is_every_points_ends_the_sweep(go: Runner, exports: Exports, workplace: Path) -> None:
