@@ -6,6 +6,7 @@ Device side: no torch.
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -323,13 +324,14 @@ def _command(root: str, measurement: Measurement, share_needed: float, left: flo
     if root == "size":
         if measurement.runtime.get("precision", "fp32") != "fp32":
             return []
-        return [f'Plan again: edgeprune run --out {folder} --max-size "{int(left // 1000)} kB"']
+        return [f'Plan again: edgeprune run --out {shlex.quote(folder)} --max-size "{int(left // 1000)} kB"']
     base = "latency" if root.startswith("latency") or root == "throughput" else root
     now = _point(measurement.value(f"{base}_ratio")) if base in _OPTIONS else None
     if now is None:
         return []
     ratio = math.floor(now * (1 - share_needed) * 1000) / 1000
-    return [f"Plan again: edgeprune run --out {folder} {_OPTIONS[base]} {ratio:g}"] if ratio > 0 else []
+    command = f"edgeprune run --out {shlex.quote(folder)} {_OPTIONS[base]} {ratio:g}"
+    return [f"Plan again: {command}"] if ratio > 0 else []
 
 
 def _for_accuracy(verdict: Verdict, measurement: Measurement, known: Known) -> tuple[str, ...]:

@@ -68,8 +68,8 @@ def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
     except OSError as reason:
         value = reason.strerror or "unreadable"
         raise error(f"could not read the {what}", where=str(path), value=value) from None
-    except ValueError as reason:
-        value = f"not JSON ({reason})"
+    except (ValueError, RecursionError) as reason:
+        value = f"not JSON ({reason if isinstance(reason, ValueError) else 'nested too deeply'})"
         raise error(f"could not read the {what}", where=str(path), value=value, expected="JSON") from None
 
 

@@ -105,9 +105,12 @@ def find_devices() -> Devices:
     if adb is None:
         return Devices(None, why_not="adb is not installed")
     try:
-        said = run_adb("could not list the devices", ["adb", "devices", "-l"], CONNECT_S)
-    except MeasurementError as error:
-        return Devices(adb, why_not=str(error))
+        said = run_adb("could not list the devices", [adb, "devices", "-l"], CONNECT_S)
+    except MeasurementError:
+        hint = "Restart it: `adb kill-server`."
+        return Devices(adb, why_not=f"`adb devices` is still busy after {CONNECT_S:g} s. {hint}")
+    except OSError as reason:
+        return Devices(adb, why_not=f"{adb} does not start: {reason.strerror or reason}")
     if said.returncode:
         last = (said.stderr.strip().splitlines() or ["no message"])[-1]
         return Devices(adb, why_not=f"adb devices failed: {last[:200]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,6 +114,12 @@ class Target:
     budgets: tuple[Budget, ...]
     path: Path
     sha256: str
+
+    @property
+    def option(self) -> str:
+        """What a command line gives as ``--target``: the name of a shipped one, else its path."""
+        shipped = list_targets().get(self.path.stem) == self.path
+        return self.path.stem if shipped else shlex.quote(str(self.path))
 
 
 def list_targets() -> dict[str, Path]:

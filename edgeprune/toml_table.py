@@ -46,15 +46,18 @@ class TomlTable:
     ) -> None:
         """A fault for each key that is not known: a misspelt one must not be ignored.
 
+        The first of them lists what is known, which may be long; each has its own hint.
+
         Args:
             known: The keys.
             known_text: How to list them; empty: one after the other.
             hint: Where an unknown key (of this table's name) belongs, a sentence after a space, or nothing.
         """
+        expected = f", expected {known_text or 'one of ' + ', '.join(known)}"
         for key in self.values:
             if key not in known:
                 what = "table" if isinstance(self.values[key], dict) else "key"
-                rule = f"unknown {what}, expected {known_text or 'one of ' + ', '.join(known)}."
+                rule, expected = f"unknown {what}{expected}.", ""
                 self.fault(key, f"{rule}{hint(key, self.name) or did_you_mean(key, known)}")
 
 

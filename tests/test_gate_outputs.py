@@ -303,9 +303,50 @@ def test_files_for_ci(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 1
     assert junitparser.JUnitXml.fromfile(str(place / "j.xml")).failures == 1
     assert "| max_size | 552 kB |" in (place / "p.md").read_text()
-    code, _, err = run(capsys, *words(place), "--junit", str(place / "m.json" / "j.xml"))
+
+
+def test_a_narrow_terminal_tears_no_figure_apart(place: Path) -> None:
+    out = edgeprune(*words(place), cwd=place, COLUMNS="20").stdout
+    row = next(line.split() for line in out.splitlines() if line.startswith("max_size"))
+    assert row == ["max_size", "552", "kB", "≤", "1", "kB", "-551", "kB", "failed"]
+    (place / "t.toml").write_text('name = "t"\n[budgets]\nmax_size = "1 GB"\n')
+    assert edgeprune(*words(place), cwd=place).stdout.splitlines()[-2:] == ["", "passed: all budgets are met"]
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_file_that_cannot_be_written_hides_no_verdict(
+    option: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place / "m.json" / "j.xml"
+    code, out, err = run(capsys, *words(place), option, str(path))
     assert code == 2
-    assert "could not read or write" in err
+    assert "failed: 1 of 2 budgets missed" in out
+    assert f"could not write the verdicts: {option} is {path} (" in err
+    code, out, _ = run(capsys, *words(place), option, str(place), "--json")
+    assert json.loads(out)["exit_code"] == code == 2
+    assert f"{option} is {place} (Is a directory), expected a file" in json.loads(out)["error"]
+
+
+def test_a_summary_that_cannot_be_written_changes_no_verdict(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "nowhere" / "x"))
+    code, out, err = run(capsys, *words(place), "--json")
+    assert code == json.loads(out)["exit_code"] == 1
+    assert f"could not write the summary of the step: GITHUB_STEP_SUMMARY is {place}/nowhere/x (No" in err
+
+
+@pytest.mark.parametrize("option", ["m.json", "--against"])
+def test_json_that_is_nested_too_deeply_is_bad_input(
+    option: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "deep.json").write_text("[" * 100_000)
+    given = [word if word != str(place / option) else str(place / "deep.json") for word in words(place)]
+    given += ["--against", str(place / "deep.json")] if option.startswith("--") else []
+    code, out, _ = run(capsys, *given, "--json")
+    assert json.loads(out)["exit_code"] == code == 2
+    assert "deep.json is not JSON (nested too deeply)" in json.loads(out)["error"]
 
 
 def test_the_schema_is_printed_and_fits_what_is_printed(

@@ -82,7 +82,10 @@ def test_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_devices().why_not == "adb devices failed: cannot bind"
     program(tmp_path, "adb", "#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(machine, "CONNECT_S", 0.2)
-    assert "still busy" in find_devices().why_not
+    why = "`adb devices` is still busy after 0.2 s. Restart it: `adb kill-server`."
+    assert find_devices().why_not == why
+    program(tmp_path, "adb", "#!/nowhere/sh\n")
+    assert find_devices().why_not == f"{tmp_path}/adb does not start: No such file or directory"
 
 
 def test_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +154,15 @@ def test_doctor_tells_noise(
     assert max(map(len, out.splitlines())) <= 80
     noise = json.loads(run(capsys, "doctor", "--json")[1])["noise"]
     assert (noise["quiet"], noise["processes"]) == (not others_cpus, 5)
+
+
+def test_a_device_commands_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program(tmp_path, "adb", ADB.replace("SM_G991B", r"x\033]0;y\007"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/nowhere")
+    monkeypatch.setattr(availability, "find_providers", lambda _: ())
+    code, out, _ = run(capsys, "doctor", "--no-noise")
+    assert code == 0
+    assert "\x1b" not in out
+    assert "R58M (x ]0;y )" in out

@@ -243,6 +243,12 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     (run.path / "run.json").write_text('{"format": 99}')
     with pytest.raises(RunError, match="of another format, expected format 1"):
         open_run(run.path)
+    (run.path / "run.json").write_text('{"format": 1, "stages": {}}')
+    with pytest.raises(RunError, match="of another format, expected format 1"):
+        open_run(run.path)
+    (run.path / "run.json").write_text('{"format": 1, "stages": {}, "settings": 3}')
+    with pytest.raises(UsageError, match="the value is 3, expected a table of settings"):
+        open_run(run.path)
     (run.path / "run.json").write_text('{"format": ')
     with pytest.raises(RunError, match="not JSON"):
         open_run(run.path)

@@ -230,6 +230,16 @@ def test_nothing_passes_and_the_closest_is_named(go: Runner, workplace: Path) ->
     assert not (workplace / "s" / "best").exists()
 
 
+def test_an_unfinished_one_has_no_best(go: Runner, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert go(*SWEEP, "--schemes", "magnitude", "--ratios", "0.333333333")[0] == 0
+    assert (workplace / "s" / "best").is_dir()
+    assert "--ratios 0.333333333 " in (workplace / "s" / "sweep.md").read_text()  # the same plan again
+    monkeypatch.setattr(running, "_make", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        go("sweep", "--ratios", "0.7", "--out", "s")
+    assert not (workplace / "s" / "best").is_symlink()
+
+
 def test_what_is_every_points_ends_the_sweep(go: Runner, exports: Exports, workplace: Path) -> None:
     def refuse(_: Path) -> None:
         raise ExportError("could not export the network", where="it", value="odd", expected="another")
@@ -304,10 +314,17 @@ def test_a_folder_in_use_or_of_another_format_is_refused(go: Runner, workplace: 
         code, _, err = go(*SWEEP, "--ratios", "0.7")
     assert code == 2
     assert "s is in use by another edgeprune process" in " ".join(err.split())
-    (workplace / "s" / "sweep.json").write_text('{"format": 99}')
-    code, _, err = go(*SWEEP, "--ratios", "0.7")
-    assert code == 2
-    assert "could not open the sweep: s/sweep.json is of another format" in " ".join(err.split())
+    plan: dict[str, Any] = {"settings": {"model": "m"}, "schemes": [], "ratios": [], "ratio_of": "macs"}
+    for other in (
+        [], {"format": 99}, {"format": 1}, {"format": 1, "plan": {}}, {"format": 1, "plan": 3},
+        {"format": 1, "plan": {**plan, "scheme_options": []}},
+        {"format": 1, "plan": {**plan, "ratios": ["many"], "scheme_options": {}}},
+        {"format": 1, "plan": {**plan, "scheme_options": {}}, "failures": {"p": {}}},
+    ):  # fmt: skip
+        (workplace / "s" / "sweep.json").write_text(json.dumps(other))
+        code, _, err = go(*SWEEP, "--ratios", "0.7")
+        assert code == 2
+        assert "could not open the sweep: s/sweep.json is of another format" in " ".join(err.split())
 
 
 @pytest.mark.slow

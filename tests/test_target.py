@@ -377,3 +377,23 @@ def test_what_the_demo_gates_on():
 def test_every_provider_that_onnxruntime_knows_is_accepted():
     onnxruntime = pytest.importorskip("onnxruntime")
     assert set(onnxruntime.get_all_providers()) <= set(PROVIDERS)
+
+
+def test_how_a_command_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_target("local-cpu").option == "local-cpu"
+    (tmp_path / "local-cpu.toml").write_text('name = "mine"')
+    monkeypatch.chdir(tmp_path)
+    assert load_target("local-cpu.toml").option == "local-cpu.toml"
+    (tmp_path / "a b.toml").write_text('name = "mine"')
+    option = load_target(tmp_path / "a b.toml").option
+    assert option == f"'{tmp_path}/a b.toml'"
+
+
+def test_what_is_known_is_listed_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text('name = "t"\n[budgets]\nmax_sizes = "1 MB"\nmax_mac = 3\n')
+    with pytest.raises(TargetError) as caught:
+        load_target(path)
+    text = str(caught.value)
+    assert text.count("expected max_ or min_ and one of latency_p50") == 1
+    assert 'budgets.max_mac = 3: unknown key. Did you mean "max_macs"?' in text

@@ -187,11 +187,27 @@ def test_a_run_without_notes_says_what_to_do(
     _, out = gated(tmp_path / "copy", monkeypatch, capsys, "run", "--target", "strict.toml", "--why")
     assert "`edgeprune prune --out run` notes them" in out.replace("\n", " ")
 
-    (tmp_path / "copy" / "run" / "scores.npz").write_bytes(b"nothing")
     about.write_text((folder / "run" / "run.json").read_text())
-    code, out, _ = run(capsys, "gate", "run", "--target", "strict.toml", "--why")
-    assert code == 1
-    assert "could not read the run's scores" in " ".join(out.split())
+    whole = (folder / "run" / "scores.npz").read_bytes()
+    for name, content in (
+        ("scores.npz", b"nothing"), ("scores.npz", whole[:-40]), ("scores.npz", b""), ("plan.json", b"{}"),
+        ("plan.json", b"[]"),
+    ):  # fmt: skip
+        (tmp_path / "copy" / "run" / name).write_bytes(content)
+        code, out, _ = run(capsys, "gate", "run", "--target", "strict.toml", "--why")
+        assert code == 1
+        assert "could not read the run's plan and scores" in " ".join(out.split())
+
+
+def test_the_command_to_plan_again_can_be_copied(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "run").rename(tmp_path / "copy" / "a b;c")
+    _, out = gated(tmp_path / "copy", monkeypatch, capsys, "a b;c", "--target", "strict.toml", "--why")
+    commands = [line for line in out.splitlines() if "Plan again:" in line]
+    assert commands
+    assert all("edgeprune run --out 'a b;c' --max-" in line for line in commands)
 
 
 def test_what_cannot_be_explained_is_refused(folder: Path, tmp_path: Path) -> None:

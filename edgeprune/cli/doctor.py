@@ -199,14 +199,15 @@ def _tell_providers(providers: Any) -> None:
 
 def _tell_devices(devices: Devices, browsers: tuple[str, ...]) -> None:
     """What can be reached by adb, and the browsers here."""
+    from edgeprune.report.content import printable
     from edgeprune.runners.android import NOT_READY
 
     if devices.why_not:
-        _tell("adb", devices.why_not)
+        _tell("adb", printable(devices.why_not))
     for serial, state, model in devices.found:
         hint = next((hint for key, hint in NOT_READY.items() if state.startswith(key)), "")
         text = "ready" if state == "device" else f"{state}. {hint}".rstrip()
-        _tell("adb", f"{serial}{f' ({model})' if model else ''}: {text}")
+        _tell("adb", printable(f"{serial}{f' ({model})' if model else ''}: {text}"))
     _tell("browsers", ", ".join(browsers) or "none on the PATH")
 
 

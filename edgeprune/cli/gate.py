@@ -142,19 +142,20 @@ def tell_outcomes(
 
     Raises:
         MeasurementError: There is one target alone, and it could not be measured.
+        UsageError: A file cannot be written; people have seen the verdicts by then.
     """
-    from edgeprune.files import write_text
     from edgeprune.outcome import outcomes_to_json, worst
     from edgeprune.report import junit_xml, pull_request_markdown
 
-    if junit is not None:
-        write_text(junit, junit_xml(outcomes))
-    if markdown is not None:
-        write_text(markdown, pull_request_markdown(outcomes))
+    alone = outcomes[0].error if len(outcomes) == 1 else ""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         _tell_github(outcomes)
-    if len(outcomes) == 1 and outcomes[0].error:
-        raise MeasurementError(outcomes[0].error)
+    if not as_json and not alone:
+        _print(outcomes, run, why or {})
+    _write("--junit", junit, junit_xml(outcomes))
+    _write("--markdown", markdown, pull_request_markdown(outcomes))
+    if alone:
+        raise MeasurementError(alone)
     if as_json:
         found = outcomes_to_json(outcomes)
         if run is not None:
@@ -165,9 +166,22 @@ def tell_outcomes(
                 name: {"error": one} if isinstance(one, str) else one.to_json() for name, one in why.items()
             }
         click.echo(json.dumps(found))
-    else:
-        _print(outcomes, run, why or {})
     click.get_current_context().exit(worst(outcomes))
+
+
+def _write(option: str, path: Path | None, text: str) -> None:
+    """Write a file that was asked for."""
+    from edgeprune.files import write_text
+
+    if path is None:
+        return
+    try:
+        write_text(path, text)
+    except OSError as reason:
+        raise UsageError(
+            "could not write the verdicts", where=option, value=f"{path} ({reason.strerror or reason})",
+            expected="a file that can be written",
+        ) from None  # fmt: skip
 
 
 def _print(outcomes: Sequence[Outcome], run: RunFolder | None, why: Mapping[str, Explanation | str]) -> None:
@@ -176,16 +190,17 @@ def _print(outcomes: Sequence[Outcome], run: RunFolder | None, why: Mapping[str,
 
     from edgeprune.report import reason_lines, verdict_table, why_lines
     from edgeprune.report.content import printable
+    from edgeprune.report.terminal import WIDTH
 
     console = Console(highlight=False, markup=False)
+    console.width = max(console.width, WIDTH)  # a narrower table would tear figures and verdicts apart
     for number, outcome in enumerate(outcomes):
         if len(outcomes) > 1:
             heading = f"{outcome.name} ({outcome.target})"
             console.print(f"{chr(10) if number else ''}{printable(heading)}", style="bold")
         if outcome.verdicts:
-            console.print(verdict_table(outcome.verdicts, min(80, console.width)))
-            lines = reason_lines(outcome.verdicts)
-            if lines:
+            console.print(verdict_table(outcome.verdicts))
+            if lines := reason_lines(outcome.verdicts):
                 console.print("", *lines, sep="\n")
         if outcome.target in why:
             told = why[outcome.target]
@@ -210,5 +225,9 @@ def _tell_github(outcomes: Sequence[Outcome]) -> None:
         click.echo(line, err=True)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(pull_request_markdown(outcomes))
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(pull_request_markdown(outcomes))
+        except OSError as reason:  # nobody asked for it here: the verdicts stand
+            why = f"GITHUB_STEP_SUMMARY is {summary} ({reason.strerror or reason})"
+            click.echo(f"edgeprune: could not write the summary of the step: {why}.", err=True)

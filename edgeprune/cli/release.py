@@ -167,7 +167,7 @@ def tell(
         if len(told) > 1:
             console.print(f"{place} on {target.name}", soft_wrap=True)
         if verdicts:
-            console.print(verdict_table(verdicts, min(80, console.width)))
+            console.print(verdict_table(verdicts))
             console.print(*reason_lines(verdicts), sep="\n")
         else:
             console.print(f"{target.name} has no budgets: nothing was gated.", soft_wrap=True)

@@ -107,7 +107,7 @@ def gate_on(target: Target, measurement: Measurement, release: Release | None = 
             expected=f"{', '.join(repr(wanted[key]) for key in other)}, as {target.path.name} asks",
             hint="Give gate the --input and --dim that bench was given, or measure again."
             if {*other} <= {"input", "inputs", "dims"}
-            else f"Measure with it: `edgeprune bench --target {target.path.stem} …`.",
+            else f"Measure with it: `edgeprune bench --target {target.option} …`.",
         )
     return gate(target.budgets, measurement, release=release)
 

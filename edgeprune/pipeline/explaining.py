@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -147,20 +148,20 @@ def known_of(run: RunFolder) -> Known:
         why = f"No channel groups: none are noted yet. `edgeprune prune --out {run.path}` notes them."
         return Known(folder=str(run.path), why_not=why)
     plan = read_json(run.file("plan.json"), RunError, "plan")
-    keeps = {group["name"]: group["keep"] for group in plan["groups"]}
     totals, scores = {}, {}
     try:
-        with np.load(run.file("scores.npz")) as stored:
+        keeps = {group["name"]: group["keep"] for group in plan["groups"]}
+        with run.file("scores.npz").open("rb") as file, np.load(file) as stored:
             for name in stored.files:
                 values = stored[name]
                 totals[name] = float(values.sum())
                 scores[name] = values[keeps.get(name, slice(None))].tolist()
-    except (OSError, ValueError, IndexError) as reason:
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as reason:
         raise RunError(
-            "could not read the run's scores",
-            where=str(run.file("scores.npz")),
-            value=f"broken ({reason})",
-            expected="the file that `edgeprune prune` wrote",
+            "could not read the run's plan and scores",
+            where=f"{run.file('plan.json')} or {run.file('scores.npz')}",
+            value=f"broken ({type(reason).__name__}: {reason})",
+            expected="the files that `edgeprune prune` wrote",
             hint=f"Run `edgeprune prune --out {run.path}` again.",
         ) from None
     step = int(facts.get("options", {}).get("channel_multiple") or 1)

@@ -156,6 +156,7 @@ def open_run(path: Path) -> RunFolder:
         not isinstance(value, dict)
         or value.get("format") != RUN_FORMAT
         or not isinstance(value.get("stages"), dict)
+        or "settings" not in value
     ):
         raise RunError(
             problem,

@@ -90,7 +90,7 @@ def gate_files(
                     where=target.path.name,
                     value=f"what none of the {len(measurements)} measurements was made for",
                     expected="one that was made as its [runtime] asks",
-                    hint=f"Measure with it: `edgeprune bench --target {target.path.stem} …`.",
+                    hint=f"Measure with it: `edgeprune bench --target {target.option} …`.",
                 )
             measurement = measurements[fitting[0] if fitting else 0]
             verdicts = gate_on(target, measurement, release)

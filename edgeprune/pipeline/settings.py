@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgeprune.errors import UsageError
+from edgeprune.units import show_value
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,13 @@ class Settings:
         """Read what ``to_json`` wrote.
 
         Raises:
-            UsageError: A key is unknown or the model is missing.
+            UsageError: It is no table, a key is unknown or the model is missing.
         """
+        if not isinstance(value, dict):
+            raise UsageError(
+                "could not read the run's settings", where="the value", value=show_value(value),
+                expected="a table of settings", hint="Use a new folder.",
+            )  # fmt: skip
         known = {item.name for item in fields(Settings)}
         unknown = sorted(set(value) - known)
         if unknown or "model" not in value:

@@ -121,17 +121,20 @@ def open_sweep(path: Path) -> SweepFolder:
         RunError: Its file is broken or of another format.
     """
     value = read_json(path / SWEEP_FILE, RunError, "sweep")
-    if not isinstance(value, dict) or value.get("format") != SWEEP_FORMAT or "plan" not in value:
+    try:
+        if value["format"] != SWEEP_FORMAT:
+            raise ValueError(f"format {value['format']}")
+        result = {key: item for key, item in value.items() if key not in ("format", "plan", "failures")}
+        failures = {name: Failure(**failure) for name, failure in value.get("failures", {}).items()}
+        return SweepFolder(path, SweepPlan.from_json(value["plan"]), failures, result)
+    except (KeyError, TypeError, AttributeError, ValueError) as reason:
         raise RunError(
             "could not open the sweep",
             where=str(path / SWEEP_FILE),
-            value="of another format",
+            value=f"of another format ({type(reason).__name__}: {reason})",
             expected=f"format {SWEEP_FORMAT}",
             hint="Use a new folder.",
-        )
-    result = {key: item for key, item in value.items() if key not in ("format", "plan", "failures")}
-    failures = {name: Failure(**failure) for name, failure in value.get("failures", {}).items()}
-    return SweepFolder(path, SweepPlan.from_json(value["plan"]), failures, result)
+        ) from None
 
 
 def check_new(path: Path) -> None:

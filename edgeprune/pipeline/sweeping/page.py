@@ -83,7 +83,7 @@ def nearest(one: Measured) -> str:
 def command_of(path: Path, plan: SweepPlan) -> str:
     """The command line that makes a sweep."""
     words = shlex.split(plan.settings.command(str(path)))
-    options: list[Any] = ["--ratios", ",".join(f"{ratio:g}" for ratio in plan.ratios)]
+    options: list[Any] = ["--ratios", ",".join(map(str, plan.ratios))]
     options += ["--ratio-of", plan.ratio_of] if plan.ratio_of != "macs" else []
     options += ["--schemes", ",".join(plan.schemes)]
     for scheme, values in plan.scheme_options.items():

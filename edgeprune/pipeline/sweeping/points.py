@@ -142,10 +142,10 @@ class SweepPlan:
         """
         return SweepPlan(
             Settings.from_json(value["settings"]),
-            tuple(value["schemes"]),
-            tuple(value["ratios"]),
+            tuple(map(str, value["schemes"])),
+            tuple(map(float, value["ratios"])),
             value["ratio_of"],
-            value["scheme_options"],
+            {name: dict(options) for name, options in value["scheme_options"].items()},
         )
 
 

@@ -60,6 +60,7 @@ def run_sweep(
     with folder.at_work() as token:
         folder.failures, folder.result = {}, {}
         folder.save()
+        folder.choose(None)  # it might lead to a network that is made anew and has not passed
         place = place_here(folder.path, token, threads=threads, leashed=engine is not None)
         with open_workers(listener, place, jobs=jobs, engine=engine, scheduler=scheduler) as workers:
             _make(folder, points, workers, listener, download)
