@@ -21,7 +21,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 @click.option("--ort-format", is_flag=True, help="Write it in onnxruntime's own format.")
 @click.option("--tolerance", type=float, help="Largest difference.  [default: fp16 0.02, int8 0.5]")
 @click.option("--save", type=FILE, metavar="FILE", help="The new file.  [default: beside MODEL]")
-@take(*TARGET, *DATA[:-1], JSON)  # --device is for training
+@click.option("--data", metavar="SPEC", help="Images, as of `run`; int8 needs them.  [default: none]")
+@take(*TARGET, *DATA[1:-1], JSON)  # --device is for training
 def convert(
     model: Path, precision: str | None, provider: str | None, ort_format: bool, tolerance: float | None,
     save: Path | None, target: str | None, download: bool, as_json: bool, **options: Any,

@@ -152,6 +152,7 @@ def tell(
     from rich.console import Console
 
     from edgeprune.report import reason_lines, verdict_table
+    from edgeprune.report.terminal import WIDTH
     from edgeprune.verdict import verdicts_to_json
 
     if as_json:
@@ -163,6 +164,7 @@ def tell(
         click.echo(json.dumps({"released": released, "gates": rows, "notes": [*notes], "exit_code": code}))
         return
     console = Console(highlight=False, markup=False)
+    console.width = max(console.width, WIDTH)  # a narrower table would tear figures apart
     for place, target, verdicts in told:
         if len(told) > 1:
             console.print(f"{place} on {target.name}", soft_wrap=True)
