@@ -1,0 +1,45 @@
+"""What files hold is read strictly: nothing is taken that could not be written again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeprune.errors import ReleaseError
+from edgeprune.files import read_json, write_json
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"a": 1, "b": {"a": 1}, "a": 2}', "the key 'a' stands there twice"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": 1e999}', "1e999 is no number"),
+        ('{"a": 1' + 400 * "0" + "}", "a number of 401 digits"),
+        (f"{100_000 * '['}", "nested too deeply"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"\\uDC00": 1}', "surrogates not allowed"),
+        ("", "Expecting value"),
+        ('{"a": 1', "delimiter"),
+    ],
+)
+def test_what_nobody_could_write_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "f.json"
+    path.write_text(text)
+    with pytest.raises(ReleaseError, match=rf"could not read the release: .*{fault}"):
+        read_json(path, ReleaseError, "release")
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ReleaseError, match="not JSON"):
+        read_json(path, ReleaseError, "release")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    value = {"a": [1, 0.5, -3, 10**200, 1e-320], "": {"a": None}, "ä": "\N{GRINNING FACE} \\ud800"}
+    write_json(tmp_path / "f.json", value)
+    assert read_json(tmp_path / "f.json", ReleaseError, "release") == value
