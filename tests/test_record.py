@@ -93,6 +93,14 @@ def test_a_network_that_was_not_timed() -> None:
         (("extra",), 3, "with extra missing or unknown"),
         (("artifact", "size_bytes"), "big", "wrong in 'artifact'"),
         (("values", "size"), "big", "wrong in 'values'"),
+        (("values", "size"), -1, "wrong in 'values'"),
+        (("values", "size"), {"value": 1.0, "low": 1.0, "high": 1.0}, "wrong in 'values'"),
+        (("values", "latency_p50"), 0.01, "wrong in 'values'"),
+        (("values", "throughput"), 100.0, "wrong in 'values'"),
+        (("values", "latency_p50"), None, "wrong in 'values'"),
+        (("artifact", "size_bytes"), -1, "wrong in 'artifact'"),
+        (("artifact", "accuracy"), {"test": 1.2}, "wrong in 'artifact'"),
+        (("repeats", "peak_memory"), [-5], "wrong in 'repeats'"),
         (("values", "sise"), 1.0, "wrong in 'values'"),
         (("values", "latency_p50", "low"), 9.0, "wrong in 'values'"),
         (("over_dense", "latency_p50"), 1.0, "wrong in 'over_dense'"),
@@ -117,3 +125,11 @@ def test_a_wrong_part_is_named(keys: tuple[str, ...], value: Any, fault: str) ->
         place[keys[-1]] = value
     with pytest.raises(ReleaseError, match=fault):
         Record.from_json(content, "release.json")
+
+
+@pytest.mark.parametrize("part", ["values", "over_dense"])
+def test_a_tail_without_its_median_is_refused(part: str) -> None:
+    content = json.loads(json.dumps(RECORD.to_json()))
+    del content[part]["latency_p50"]
+    with pytest.raises(ReleaseError, match=f"wrong in '{part}'"):
+        Record.from_json(content)
