@@ -150,6 +150,16 @@ def facts_in_sidecar(sidecar: Path) -> dict[str, Any]:
     return facts | {"input_shape": tuple(shape) if shape is not None else None}
 
 
+def normalization_of(provenance: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation by channel that the file expects; None if none are told, or no such."""
+    told = provenance.get("normalization")
+    sides = [told.get(key) for key in ("mean", "std")] if isinstance(told, dict) else []
+    if not sides or not all(isinstance(side, list | tuple) and all(map(is_number, side)) for side in sides):
+        return None
+    mean, std = (tuple(side) for side in sides)
+    return (mean, std) if mean and len(mean) == len(std) and min(std) > 0 else None
+
+
 # --- reading strictly ---------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,16 @@ def test_names_cannot_spoil_the_card() -> None:
     assert "\n# z" not in card
 
 
+def test_a_backtick_in_front_ends_no_cell() -> None:
+    classes = {"test": {"`x|y": 0.5}}
+    one = measured(path=Path("a|b <i>.onnx"), accuracy_by_class=classes)
+    text = model_card(one)
+    assert text.startswith("# a\\|b &lt;i>.onnx\n")
+    assert "| class | a\\|b &lt;i>.onnx | dense.onnx |" in text
+    assert "| \\`x\\|y | 50.00 % | - |" in text
+    assert f"| weights | `{'12' * 32}` |" in text
+
+
 def test_the_command_names_no_place() -> None:
     settings = Settings(model="resnet20", data="cifar10:/srv/data", weights="/srv/w.th", target="/srv/t.toml")
     command = command_without_places(settings, Path("/srv/runs/r20"))

@@ -13,8 +13,9 @@ import pytest
 
 from edgeprune.files import sha256_file, write_json
 from edgeprune.measurement import Measurement
-from edgeprune.pipeline import RunFolder, Settings
-from edgeprune.release import load_release
+from edgeprune.pipeline import RunFolder, Settings, device
+from edgeprune.record import record_of
+from edgeprune.release import load_release, write_release
 from tests.conftest import run
 from tests.sessions import RUNTIME, SLIM, session
 
@@ -193,6 +194,45 @@ def test_another_processor_is_said_and_fails_the_gate_of_ci(capsys: Any) -> None
     assert run(capsys, *words)[0] == 0
     code, out, _ = run(capsys, *words[:-1], "device_memory")
     assert code == 3  # what was asked for and is not there does not pass
+
+
+def test_a_release_for_another_target_meanwhile_stays(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target(name="other.toml")
+    Path("other.toml").write_text(Path("t.toml").read_text().replace("test device", "other device"))
+
+    genuine = device.gate_on
+
+    def meanwhile(*arguments: Any) -> Any:
+        """Another process releases while this one gates."""
+        monkeypatch.setattr(device, "gate_on", genuine)
+        save("other.json", replace(session(1), target_name="other device"))
+        assert run(capsys, "release", "other.json", "--target", "./other.toml", "--out", "r.json")[0] == 0
+        return genuine(*arguments)
+
+    monkeypatch.setattr(device, "gate_on", meanwhile)
+    assert release(capsys, "measurement.json", "--out", "r.json")[0] == 0
+    assert len(load_release("r.json").entries) == 2
+
+
+def test_what_a_file_calls_itself_moves_no_cursor(capsys: Any) -> None:
+    save("evil.json", replace(session(1), target_name="a \x1b[31mb\nc"))
+    _, out, _ = run(capsys, "compare", "evil.json", "evil.json")
+    assert "\x1b" not in out
+    assert " on a  [31mb c\n" in out
+
+
+def test_one_without_a_partner_is_told(capsys: Any) -> None:
+    assert release(capsys)[0] == 0
+    alone = replace(session(1), target_name="phone", runtime={**RUNTIME, "threads": 8})
+    release_of = load_release("release.json")
+    (entry,) = release_of.entries
+    write_release("two.json", release_of.with_entries([replace(entry, record=record_of(alone))]))
+    code, out, _ = run(capsys, "compare", "release.json", "two.json", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert len(found["comparisons"]) == 1
+    assert [one["target"] for one in found["without_partner"]] == ["phone"]
+    assert "1 of 2 in two.json have no partner" in run(capsys, "compare", "release.json", "two.json")[1]
 
 
 def test_the_json_of_a_comparison(capsys: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from edgeprune.errors import ReleaseError
-from edgeprune.files import read_json, write_json
+from edgeprune.files import alone_with, read_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,25 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     value = {"a": [1, 0.5, -3, 10**200, 1e-320], "": {"a": None}, "ä": "\N{GRINNING FACE} \\ud800"}
     write_json(tmp_path / "f.json", value)
     assert read_json(tmp_path / "f.json", ReleaseError, "release") == value
+
+
+def test_two_that_change_one_file_wait_for_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "release.json"
+
+    with alone_with(path):
+        assert list(path.parent.iterdir()) == []
+        assert not lockable(path.parent)
+    assert lockable(path.parent)
+
+
+def lockable(folder: Path) -> bool:
+    """Whether another could lock a folder now."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(handle)

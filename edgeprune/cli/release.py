@@ -54,6 +54,7 @@ def release(
 
     Later, `edgeprune compare release.json measurement.json` shows what moved.
     """
+    from edgeprune.files import alone_with
     from edgeprune.pipeline.device import gate_on
     from edgeprune.release import Release, entry_of, load_release, write_release
     from edgeprune.verdict import exit_code
@@ -84,7 +85,9 @@ def release(
     code = 1 if 1 in codes else max(codes)
     if code == 0:
         refuse_twins([entry.place for entry in passed])
-        write_release(out, earlier.with_entries(passed))
+        with alone_with(out):  # what was released for another target meanwhile stays
+            newest = load_release(out) if out.exists() else Release()
+            write_release(out, newest.with_entries(passed))
     tell(told, codes, code, out, notes, as_json)
     click.get_current_context().exit(code)
 
