@@ -115,7 +115,7 @@ def _data(facts: Facts) -> Iterator[str]:
         f"`{_safe(data.get('name'))}`, identity `{_safe(data.get('identity'))}` (images, labels and split)."
     ]
     if images:
-        counts = ", ".join(f"{split} {count:,}" for split, count in images.items())
+        counts = ", ".join(f"{split} {_count(count)}" for split, count in images.items())
         lines.append(
             f"Images: {counts}. Choices were made on the validation split; the test split is for reports."
         )
@@ -225,6 +225,11 @@ def _limits(measurement: Measurement) -> Iterator[str]:
 def _table_in(facts: Facts, key: str) -> Facts:
     value = facts.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> str:
+    """A sidecar that somebody else wrote may tell anything."""
+    return f"{value:,}" if isinstance(value, int) else _safe(value)
 
 
 def _share(value: float | None) -> str:

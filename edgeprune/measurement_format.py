@@ -42,8 +42,14 @@ def _is_placement(value: Any) -> bool:
     if not isinstance(value, dict) or not _is_nodes(value.get("left_to_cpu")):
         return False
     partitions, shares, why = (value.get(key) for key in ("partitions", "macs_share", "functional_only"))
+    nodes, inputs, source = value.get("nodes") or {}, value.get("inputs", []), value.get("source")
     return (
         _is_assigned(value.get("assigned"))
+        and isinstance(nodes, dict)
+        and isinstance(inputs, list)
+        and all(isinstance(one, dict) and {"name", "type", "shape"} <= set(one) for one in inputs)
+        and all(isinstance(one["shape"], list) for one in inputs)
+        and (source is None or isinstance(source, str))
         and (partitions is None or (is_number(partitions) and partitions >= 0))
         and (shares is None or (isinstance(shares, dict) and all(map(is_number, shares.values()))))
         and (why is None or (isinstance(why, str) and bool(why)))
@@ -100,7 +106,8 @@ def format_fault(content: Any) -> str | None:
         if (content[key] not in ([], ())) if timeless and key in TIMES else not is_right(content[key]):
             return f"wrong in '{key}'"
     processes = {len(content[key]) for key in ("latency_samples_s", "load_s", "first_inference_s")}
-    if len(processes) > 1 and 0 in processes:
+    starts = [len(content[key]) for key in ("load_s", "first_inference_s")]
+    if (len(processes) > 1 and 0 in processes) or starts[0] != starts[1]:
         return "with a part of its times"
     baseline = content["baseline"]
     if baseline is None:
@@ -111,4 +118,6 @@ def format_fault(content: Any) -> str | None:
     if fault:
         return f"{fault} of its baseline"
     counts = [[len(samples) for samples in side["latency_samples_s"]] for side in (content, baseline)]
-    return None if counts[0] == counts[1] else "without a partner for each sample of its baseline"
+    if counts[0] != counts[1] or len(baseline["load_s"]) != starts[0]:
+        return "without a partner for each sample of its baseline"
+    return None
