@@ -164,7 +164,9 @@ def tell(found: list[tuple[Record, Record, tuple[Change, ...]]], rows: list[Chan
         for state, metrics in moved.items()
         if metrics
     ]
-    console.print("; ".join(texts) or "no change beyond noise", style="bold")
+    untold = any(row.state in ("cannot tell", "not compared") for row in rows)
+    nothing = "no change beyond noise" + (", of what can be told" if untold else "")
+    console.print("; ".join(texts) or nothing, style="bold")
 
 
 def change_table(rows: tuple[Change, ...]) -> Table:
