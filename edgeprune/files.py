@@ -83,6 +83,8 @@ def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
         EdgepruneError: The file is absent or not JSON, names a key twice (as a merge by hand leaves it), or
             holds a number or a text that nothing can write again (NaN, 1e999, half of a surrogate pair).
     """
+    if Path(path).is_char_device():  # some never end
+        raise error(f"could not read the {what}", where=str(path), value="a device", expected="a file")
     try:
         text = Path(path).read_text(encoding="utf-8")
         value = json.loads(

@@ -254,13 +254,21 @@ def test_a_run_folder_is_released_if_its_file_was_measured(capsys: Any) -> None:
     folder = RunFolder(Path("run"), Settings(model="resnet20", target="./t.toml"))
     folder.save()
     folder.file("slim.onnx").write_bytes(b"\x08\x08")
-    facts = replace(SLIM, sha256=sha256_file(folder.file("slim.onnx")))
+    file = folder.file("slim.onnx")
+    facts = replace(SLIM, path=file, sha256=sha256_file(file), size_bytes=2)
+    facts.write_sidecar()
     write_json(folder.file("measurement.json"), replace(made, artifact=facts).to_json())
     code, out, err = run(capsys, "release", "run", "--out", "folder.json")
     assert (code, err) == (0, "")
     assert out.endswith("released: folder.json\n")  # the target is the run's own
     assert run(capsys, "compare", "folder.json", "run")[0] == 0
-    folder.file("slim.onnx").write_bytes(b"\x08\x09")
+    edited = replace(made, artifact=replace(facts, macs=1))
+    write_json(folder.file("measurement.json"), edited.to_json())
+    code, _, err = run(capsys, "release", "run")
+    assert code == 2
+    assert "run/measurement.json is with other facts of the file than its sidecar" in " ".join(err.split())
+    file.write_bytes(b"\x08\x09")
+    replace(facts, sha256=sha256_file(file)).write_sidecar()
     code, _, err = run(capsys, "release", "run")
     assert code == 2
     assert "could not release the run: run/slim.onnx is sha256" in err

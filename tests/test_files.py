@@ -34,6 +34,14 @@ def test_what_nobody_could_write_is_refused(tmp_path: Path, text: str, fault: st
         read_json(path, ReleaseError, "release")
 
 
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null"])
+def test_a_device_that_never_ends_is_not_read(name: str) -> None:
+    with pytest.raises(
+        ReleaseError, match=f"could not read the release: {name} is a device, expected a file"
+    ):
+        read_json(Path(name), ReleaseError, "release")
+
+
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     path.write_bytes(b'{"a": "\xff"}')

@@ -96,8 +96,10 @@ def read_place(place: Path, target: str | None) -> tuple[Measurement, Target]:
     """The measurement of a file or a run folder, and the target that it is for.
 
     Raises:
-        ReleaseError: A run folder's file is not the one that was measured.
+        ReleaseError: A run folder's file is not the one that was measured, or its facts are others.
     """
+    from dataclasses import replace
+
     from edgeprune.artifact import load_artifact
     from edgeprune.measurement import load_measurement
     from edgeprune.target import load_target
@@ -109,13 +111,16 @@ def read_place(place: Path, target: str | None) -> tuple[Measurement, Target]:
     run = open_run(place)
     measurement = load_measurement(run.file("measurement.json"))
     file = run.file(measurement.artifact.path.name)
-    found = load_artifact(file).sha256
-    if found != measurement.artifact.sha256:
+    found = replace(load_artifact(file), path=measurement.artifact.path)
+    if found != measurement.artifact:
+        same = found.sha256 == measurement.artifact.sha256
         raise ReleaseError(
             "could not release the run",
-            where=str(file),
-            value=f"sha256 {found[:12]}…",
-            expected=f"{measurement.artifact.sha256[:12]}…, which was measured",
+            where=str(run.file("measurement.json") if same else file),
+            value="with other facts of the file than its sidecar" if same else f"sha256 {found.sha256[:12]}…",
+            expected="what was measured"
+            if same
+            else f"{measurement.artifact.sha256[:12]}…, which was measured",
             hint=f"Measure it: `edgeprune bench {place}`.",
         )
     return measurement, load_target(target or run.settings.target)
