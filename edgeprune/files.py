@@ -102,7 +102,7 @@ def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
             expected="JSON that edgeprune has written",
         ) from None
     except OSError as reason:
-        value = reason.strerror or "unreadable"
+        value = f"unreadable ({reason.strerror or reason})"
         raise error(f"could not read the {what}", where=str(path), value=value) from None
     except ValueError as reason:
         value = f"not JSON ({reason})"
