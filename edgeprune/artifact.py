@@ -153,11 +153,14 @@ def facts_in_sidecar(sidecar: Path) -> dict[str, Any]:
 def normalization_of(provenance: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation by channel that the file expects; None if none are told, or no such."""
     told = provenance.get("normalization")
-    sides = [told.get(key) for key in ("mean", "std")] if isinstance(told, dict) else []
-    if not sides or not all(isinstance(side, list | tuple) and all(map(is_number, side)) for side in sides):
+    if not isinstance(told, dict):
         return None
-    mean, std = (tuple(side) for side in sides)
-    return (mean, std) if mean and len(mean) == len(std) and min(std) > 0 else None
+    mean, std = told.get("mean"), told.get("std")
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple) or not mean:
+        return None
+    if len(mean) != len(std) or not all(map(is_number, [*mean, *std])) or min(std) <= 0:
+        return None
+    return tuple(mean), tuple(std)
 
 
 # --- reading strictly ---------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def verdicts_of(context: Context) -> tuple[Verdict, ...]:
 
 def verdicts_of_others(context: Context) -> dict[str, tuple[Verdict, ...]]:
     """The verdicts of further targets, by their names; of a network that has been made anew since: none."""
-    run, found = context.run, {}
+    run = context.run
+    found: dict[str, tuple[Verdict, ...]] = {}
     for stage, entry in sorted(run.stages.items()):
         label = stage.removeprefix("gate.")
         if label in (stage, label_of(context)):
