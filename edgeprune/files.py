@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -51,6 +50,8 @@ def alone_with(path: Path) -> Iterator[None]:
 
     Its folder is locked, since the file itself is replaced, and another one would be left behind.
     """
+    import fcntl  # only here: measuring does not take it, and Windows has none
+
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
