@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,14 @@ def load_artifact(path: Path | str) -> Artifact:
     if not sidecar.exists():
         return Artifact(path, sha256, size)
     facts = facts_in_sidecar(sidecar)
-    if facts["sha256"] != sha256:
+    if (facts["sha256"], facts["size_bytes"]) != (sha256, size):
+        same = facts["sha256"] == sha256
         raise ArtifactError(
             "could not trust the sidecar",
             where=str(path),
-            value=f"sha256 {sha256[:12]}…",
-            expected=f"{str(facts['sha256'])[:12]}… as in {sidecar.name}",
-            hint="The file was changed after its export: export it again, or delete the sidecar.",
+            value=f"{size} bytes" if same else f"sha256 {sha256[:12]}…",
+            expected=f"{facts['size_bytes'] if same else facts['sha256'][:12] + '…'} as in {sidecar.name}",
+            hint="One of them was changed after the export: export again, or delete the sidecar.",
         )
     return Artifact(path=path, **facts)
 
@@ -124,7 +126,7 @@ def facts_in_sidecar(sidecar: Path) -> dict[str, Any]:
     """The fields of an ``Artifact`` but for its path, as a sidecar has them, true of its file or not.
 
     Raises:
-        ArtifactError: It is absent, not JSON or of another format.
+        ArtifactError: It is absent, not JSON, of another format, or a fact makes no sense.
     """
     facts = read_json(sidecar, ArtifactError, "sidecar")
     known = {f.name for f in fields(Artifact)} - {"path"}
@@ -136,5 +138,75 @@ def facts_in_sidecar(sidecar: Path) -> dict[str, Any]:
             expected=f"format {SIDECAR_FORMAT} with the keys {', '.join(sorted(known))}",
             hint="Export the network again, or delete the sidecar.",
         )
+    if not is_artifact({**facts, "path": ""}):
+        raise ArtifactError(
+            "could not read the sidecar",
+            where=str(sidecar),
+            value="with a fact that makes no sense",
+            expected="what `edgeprune export` writes: texts, numbers of at least 0, accuracies from 0 to 1",
+            hint="Export the network again, or delete the sidecar.",
+        )
     shape = facts["input_shape"]
     return facts | {"input_shape": tuple(shape) if shape is not None else None}
+
+
+def normalization_of(provenance: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation by channel that the file expects; None if none are told, or no such."""
+    told = provenance.get("normalization")
+    if not isinstance(told, dict):
+        return None
+    mean, std = told.get("mean"), told.get("std")
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple) or not mean:
+        return None
+    if len(mean) != len(std) or not all(map(is_number, [*mean, *std])) or min(std) <= 0:
+        return None
+    return tuple(mean), tuple(std)
+
+
+# --- reading strictly ---------------------------------------------------------------------------------------
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a JSON value is a list of texts."""
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+def is_artifact(value: Any) -> bool:
+    """Whether a JSON value holds the facts of an artifact."""
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Artifact)}:
+        return False
+    numbers = [value[name] for name in ("macs", "params", "parity_error") if value[name] is not None]
+    shape = value["input_shape"]
+    return (
+        is_texts([value["path"], value["sha256"]])
+        and _is_accuracies(value)
+        and isinstance(value["provenance"], dict)
+        and ("precision" not in value["provenance"] or _is_variant(value["provenance"]["precision"]))
+        and (shape is None or (isinstance(shape, list | tuple) and all(map(is_number, shape))))
+        and all(is_number(number) and number >= 0 for number in [value["size_bytes"], *numbers])
+    )
+
+
+def _is_shares(value: Any) -> bool:
+    """Of images: one number for each name."""
+    return isinstance(value, dict) and all(is_number(one) and 0 <= one <= 1 for one in value.values())
+
+
+def _is_accuracies(value: Any) -> bool:
+    """The three fields of an artifact, or of the note on what it was made of."""
+    plain, by_class = (value.get("accuracy"), value.get("accuracy_top5")), value.get("accuracy_by_class")
+    return (
+        all(map(_is_shares, plain)) and isinstance(by_class, dict) and all(map(_is_shares, by_class.values()))
+    )
+
+
+def _is_variant(value: Any) -> bool:
+    """The note on what a file in another precision was made of: the accuracy lost is told from it."""
+    if not isinstance(value, dict) or not {"name", "provider", "source"} <= set(value):
+        return False
+    return isinstance(value["source"], dict) and _is_accuracies(value["source"])

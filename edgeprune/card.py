@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from edgeprune.artifact import normalization_of
 from edgeprune.measurement import Measurement
 from edgeprune.metrics import METRICS
 from edgeprune.report.content import printable
@@ -45,7 +46,7 @@ def model_card(measurement: Measurement, *, command: str | None = None) -> str:
     """
     name, facts = measurement.artifact.path.name, measurement.artifact.provenance
     sections = [
-        (f"# {name}", [_what_it_is(measurement)]),
+        (f"# {_safe(name)}", [_what_it_is(measurement)]),
         ("## Use", _use(measurement)),
         ("## Data", _data(facts)),
         ("## Accuracy", _accuracy(measurement)),
@@ -92,9 +93,9 @@ def _use(measurement: Measurement) -> Iterator[str]:
         for entry in inputs
     ]
     facts = measurement.artifact.provenance
-    told = _table_in(facts, "normalization")
+    told = normalization_of(facts)
     if told:
-        mean, std = (", ".join(f"{value:g}" for value in told[key]) for key in ("mean", "std"))
+        mean, std = (", ".join(f"{value:g}" for value in side) for side in told)
         lines.append(
             "Images are (N, C, H, W) with values 0 to 1, then normalised by channel: (x - mean) / std, with"
             f" mean ({mean}) and std ({std})."
@@ -114,7 +115,7 @@ def _data(facts: Facts) -> Iterator[str]:
         f"`{_safe(data.get('name'))}`, identity `{_safe(data.get('identity'))}` (images, labels and split)."
     ]
     if images:
-        counts = ", ".join(f"{split} {count:,}" for split, count in images.items())
+        counts = ", ".join(f"{split} {_count(count)}" for split, count in images.items())
         lines.append(
             f"Images: {counts}. Choices were made on the validation split; the test split is for reports."
         )
@@ -200,7 +201,7 @@ def _hashes(measurement: Measurement) -> Iterator[str]:
     ]
     if dense is not None:
         rows.append((dense.artifact.path.name, dense.artifact.sha256))
-    yield _rows(("", "SHA-256"), [(name, f"`{_safe(value)}`") for name, value in rows])
+    yield _rows(("", "SHA-256"), rows, code=True)
     yield f"`edgeprune verify {_safe(one.path.name)}` re-checks file, weights and plan."
 
 
@@ -226,6 +227,11 @@ def _table_in(facts: Facts, key: str) -> Facts:
     return value if isinstance(value, dict) else {}
 
 
+def _count(value: Any) -> str:
+    """A sidecar that somebody else wrote may tell anything."""
+    return f"{value:,}" if isinstance(value, int) else _safe(value)
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value * 100:.2f} %"
 
@@ -248,7 +254,9 @@ def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {printable(line)}" for line in lines)
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, code: bool = False) -> str:
+    """A table; with ``code`` the last column holds no words."""
     align = ["---", *["---:" if len(header) > 2 else "---"] * (len(header) - 1)]
-    cells = [[cell if cell.startswith("`") else _safe(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, align, *cells))
+    cells = [[_safe(cell) for cell in row] for row in (header, *rows)]
+    lines = [[*row[:-1], f"`{row[-1]}`" if code else row[-1]] for row in cells[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], align, *lines))

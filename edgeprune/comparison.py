@@ -114,7 +114,7 @@ def change(metric: str, now: Record, before: Record) -> float | Estimate | None:
     new, old = (_value(side.values[metric]) for side in (now, before))
     if METRICS[metric].quantity == "fraction":
         return old - new
-    if metric in REPEAT_NOISE and metric in now.repeats and metric in before.repeats:
+    if metric in REPEAT_NOISE and old > 0 and metric in now.repeats and metric in before.repeats:
         return _of_repeats(metric, now.repeats[metric], before.repeats[metric], new / old)
     return _ratio(new, old)
 
@@ -281,7 +281,7 @@ def _half(estimate: Estimate) -> float:
 def _of_repeats(metric: str, now: Sequence[float], before: Sequence[float], value: float) -> Estimate:
     """Of a figure that hardly varies: from all repeats of both, and what a repeat may be off by."""
     off, least = REPEAT_NOISE[metric]
-    low = max(min(now) - off / 2, 0) / (max(before) + off / 2)
+    low = max(min(now) - off / 2, 0) / max(max(before) + off / 2, 1)
     high = (max(now) + off / 2) / max(min(before) - off / 2, 1)
     return Estimate(value, min(low, value / least), max(high, value * least), CONFIDENCE)
 
@@ -304,9 +304,11 @@ def _data_of(record: Record) -> dict[str, Any]:
 
 def _test_images(metric: str, record: Record) -> float:
     """Images that an accuracy is a share of; 0: nobody knows."""
-    images = _data_of(record).get("images")
-    count = images.get("test", 0) if isinstance(images, dict) else 0
-    classes = _data_of(record).get("classes")
+    images, classes = _data_of(record).get("images"), _data_of(record).get("classes")
+    count = images.get("test") if isinstance(images, dict) else None
+    # Somebody else's file may tell anything of its data.
+    if not isinstance(count, int) or not isinstance(classes, int | None) or min(count, classes or 0) < 0:
+        return 0.0
     return float(count / classes if metric.startswith("worst_class") and classes else count)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from edgeprune.errors import EdgepruneError
 
 TEMPORARY = ".edgeprune-tmp-"
+DIGITS = 300
+"""Of a whole number in JSON, at most: a longer one is no float."""
 UMASK = os.umask(0)
 os.umask(UMASK)
 
@@ -41,6 +44,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Let no other process change a file between its reading and its writing anew: they wait for each other.
+
+    Its folder is locked, since the file itself is replaced, and another one would be left behind.
+    """
+    import fcntl  # only here: measuring does not take it, and Windows has none
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically."""
     with replacing(path) as temporary:
@@ -53,7 +73,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
-    """Read JSON from ``path``.
+    """Read JSON from ``path``, strictly: what ``write_json`` could not have written is refused.
 
     Args:
         path: The file.
@@ -61,16 +81,46 @@ def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
         what: What the file holds, for the message, e.g. ``"plan"``.
 
     Raises:
-        EdgepruneError: The file is absent or not JSON.
+        EdgepruneError: The file is absent or not JSON, names a key twice (as a merge by hand leaves it), or
+            holds a number or a text that nothing can write again (NaN, 1e999, half of a surrogate pair).
     """
+    if Path(path).is_char_device():  # some never end
+        raise error(f"could not read the {what}", where=str(path), value="a device", expected="a file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(
+            text, object_pairs_hook=_without_twins, parse_constant=_finite, parse_float=_finite,
+            parse_int=_whole,
+        )  # fmt: skip
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except OSError as reason:
-        value = reason.strerror or "unreadable"
+        value = f"unreadable ({reason.strerror or reason})"
         raise error(f"could not read the {what}", where=str(path), value=value) from None
     except (ValueError, RecursionError) as reason:
         value = f"not JSON ({reason if isinstance(reason, ValueError) else 'nested too deeply'})"
         raise error(f"could not read the {what}", where=str(path), value=value, expected="JSON") from None
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twins = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in twins if twins.count(key) > 1)!r} stands there twice")
+    return table
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no number")
+    return float(text)
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def sha256_file(path: Path) -> str:

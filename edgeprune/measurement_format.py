@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
-from edgeprune.artifact import Artifact
+from edgeprune.artifact import is_artifact, is_number, is_texts
 from edgeprune.instructions import is_instructions
 
 MEASUREMENT_FORMAT = 3
@@ -16,12 +14,8 @@ MEMORY_FIGURES = ("load_peak_bytes", "loaded_bytes", "run_peak_bytes", "peak_byt
 TIMES = ("latency_samples_s", "load_s", "first_inference_s")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_times(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(_is_number(t) and t > 0 for t in value)
+    return isinstance(value, list | tuple) and bool(value) and all(is_number(t) and t > 0 for t in value)
 
 
 def _is_samples(value: Any) -> bool:
@@ -33,10 +27,6 @@ def _is_nothing(value: Any) -> bool:
     return isinstance(value, list | tuple) and not value
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-
-
 def _is_nodes(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(node, dict) and "op_type" in node for node in value)
 
@@ -45,17 +35,23 @@ def _is_assigned(value: Any) -> bool:
     if value is None:  # a runner that cannot tell
         return True
     lists = list(value.values()) if isinstance(value, dict) else [None]
-    return all(isinstance(nodes, list) and all(map(_is_texts, nodes)) for nodes in lists)
+    return all(isinstance(nodes, list) and all(map(is_texts, nodes)) for nodes in lists)
 
 
 def _is_placement(value: Any) -> bool:
     if not isinstance(value, dict) or not _is_nodes(value.get("left_to_cpu")):
         return False
     partitions, shares, why = (value.get(key) for key in ("partitions", "macs_share", "functional_only"))
+    nodes, inputs, source = value.get("nodes") or {}, value.get("inputs", []), value.get("source")
     return (
         _is_assigned(value.get("assigned"))
-        and (partitions is None or (_is_number(partitions) and partitions >= 0))
-        and (shares is None or (isinstance(shares, dict) and all(map(_is_number, shares.values()))))
+        and isinstance(nodes, dict)
+        and isinstance(inputs, list)
+        and all(isinstance(one, dict) and {"name", "type", "shape"} <= set(one) for one in inputs)
+        and all(isinstance(one["shape"], list) for one in inputs)
+        and (source is None or isinstance(source, str))
+        and (partitions is None or (is_number(partitions) and partitions >= 0))
+        and (shares is None or (isinstance(shares, dict) and all(map(is_number, shares.values()))))
         and (why is None or (isinstance(why, str) and bool(why)))
     )
 
@@ -64,6 +60,8 @@ def _is_memory(value: Any) -> bool:
     parts = {"arena": ("peak_bytes", "held_bytes"), "device": ("peak_bytes",)}
     if not _is_told(value, MEMORY_FIGURES) or not {"repeats", *parts} <= set(value):
         return False
+    if not isinstance(value["repeats"], list | tuple) or not all(map(is_number, value["repeats"])):
+        return False
     return all(_is_told(value[part], figures) for part, figures in parts.items())
 
 
@@ -71,42 +69,9 @@ def _is_told(value: Any, figures: Sequence[str]) -> bool:
     """Whether there are numbers with their method, or None for each and why."""
     if not isinstance(value, dict) or not {*figures, "method", "why"} <= set(value):
         return False
-    return all(_is_number(value[name]) or (value["why"] and value[name] is None) for name in figures)
-
-
-def _is_shares(value: Any) -> bool:
-    """Of images: one number for each name."""
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
-
-
-def _is_accuracies(value: Any) -> bool:
-    """The three fields of an artifact, or of the note on what it was made of."""
-    plain, by_class = (value.get("accuracy"), value.get("accuracy_top5")), value.get("accuracy_by_class")
-    return (
-        all(map(_is_shares, plain)) and isinstance(by_class, dict) and all(map(_is_shares, by_class.values()))
-    )
-
-
-def _is_variant(value: Any) -> bool:
-    """The note on what a file in another precision was made of: the accuracy lost is told from it."""
-    if not isinstance(value, dict) or not {"name", "provider", "source"} <= set(value):
-        return False
-    return isinstance(value["source"], dict) and _is_accuracies(value["source"])
-
-
-def is_artifact(value: Any) -> bool:
-    """Whether a JSON value holds the facts of an artifact."""
-    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Artifact)}:
-        return False
-    numbers = [value[name] for name in ("macs", "params", "parity_error") if value[name] is not None]
-    shape = value["input_shape"]
-    return (
-        _is_texts([value["path"], value["sha256"]])
-        and _is_accuracies(value)
-        and isinstance(value["provenance"], dict)
-        and ("precision" not in value["provenance"] or _is_variant(value["provenance"]["precision"]))
-        and (shape is None or isinstance(shape, list | tuple))
-        and all(map(_is_number, [value["size_bytes"], *numbers, *(shape or [])]))
+    numbers = [value[name] for name in figures if value[name] is not None]
+    return all(is_number(one) and one >= 0 for one in numbers) and bool(
+        value["why"] or len(numbers) == len(figures)
     )
 
 
@@ -122,7 +87,7 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "latency_samples_s": lambda value: _is_nothing(value) or _is_samples(value),
     "load_s": lambda value: _is_nothing(value) or (_is_times(value) and len(value) > 1),
     "first_inference_s": lambda value: _is_nothing(value) or (_is_times(value) and len(value) > 1),
-    "notes": _is_texts,
+    "notes": is_texts,
     "baseline": lambda value: value is None or isinstance(value, dict),
 }
 
@@ -141,7 +106,8 @@ def format_fault(content: Any) -> str | None:
         if (content[key] not in ([], ())) if timeless and key in TIMES else not is_right(content[key]):
             return f"wrong in '{key}'"
     processes = {len(content[key]) for key in ("latency_samples_s", "load_s", "first_inference_s")}
-    if len(processes) > 1 and 0 in processes:
+    starts = [len(content[key]) for key in ("load_s", "first_inference_s")]
+    if (len(processes) > 1 and 0 in processes) or starts[0] != starts[1]:
         return "with a part of its times"
     baseline = content["baseline"]
     if baseline is None:
@@ -152,4 +118,6 @@ def format_fault(content: Any) -> str | None:
     if fault:
         return f"{fault} of its baseline"
     counts = [[len(samples) for samples in side["latency_samples_s"]] for side in (content, baseline)]
-    return None if counts[0] == counts[1] else "without a partner for each sample of its baseline"
+    if counts[0] != counts[1] or len(baseline["load_s"]) != starts[0]:
+        return "without a partner for each sample of its baseline"
+    return None

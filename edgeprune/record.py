@@ -6,7 +6,6 @@ with its interval over the processes, alone and over the dense network of the sa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune.artifact import Artifact
+from edgeprune.artifact import Artifact, is_artifact, is_number
 from edgeprune.errors import ReleaseError
 from edgeprune.files import sha256_json
 from edgeprune.measurement import Measurement
-from edgeprune.measurement_format import is_artifact
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.statistics import clustered
 
@@ -185,10 +183,11 @@ def _over_dense(slim: Measurement, dense: Measurement) -> Iterator[tuple[str, Es
 
 
 def _percentile_over(slim: Measurement, dense: Measurement, q: float) -> Estimate:
+    """As ``statistics.percentile_ratio_estimate``, which says why it is taken in each process."""
     sides = [one.latency_samples_s for one in (slim, dense)]
     ours, theirs = ([float(np.percentile(times, q)) for times in side] for side in sides)
-    whole = [float(np.percentile(np.concatenate(side), q)) for side in sides]
-    return clustered(whole[0] / whole[1], [a / b for a, b in zip(ours, theirs, strict=True)])
+    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return clustered(float(np.median(each)), each)
 
 
 def _rounded(value: Any) -> Any:
@@ -235,7 +234,7 @@ def record_fault(content: Any) -> str | None:
         "over_dense": _is_figures(content["over_dense"], RECORDED)
         and all(isinstance(value, dict) for value in content["over_dense"].values()),
         "repeats": set(content["repeats"]) <= {"peak_memory", "instructions"}
-        and all(_is_numbers(found) for found in content["repeats"].values()),
+        and all(_is_numbers(found) and min(found) >= 0 for found in content["repeats"].values()),
         "unmeasured": set(content["unmeasured"]) <= set(RECORDED) - set(content["values"])
         and all(isinstance(why, str) for why in content["unmeasured"].values()),
     }
@@ -257,16 +256,20 @@ def _whole_baseline(content: dict[str, Any]) -> dict[str, Any] | None:
     return None if own is None else {**content, "over_dense": {}, "baseline": None, **own}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_numbers(values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(map(_is_number, values))
+    return isinstance(values, list) and bool(values) and all(map(is_number, values))
 
 
 def _is_figures(values: dict[str, Any], known: Sequence[str]) -> bool:
-    return set(values) <= set(known) and all(_is_number(one) or _is_estimate(one) for one in values.values())
+    """Times have intervals, nothing else has, nothing is below 0, and the height of a tail is known."""
+    return (
+        set(values) <= set(known)
+        and all(
+            _is_estimate(one) if METRICS[name].quantity in ("time", "rate") else is_number(one) and one >= 0
+            for name, one in values.items()
+        )
+        and ("latency_p50" in values or not any(name.startswith("latency_p") for name in values))
+    )
 
 
 def _is_estimate(value: Any) -> bool:

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from edgeprune.artifact import ACCURACIES, Artifact
+from edgeprune.artifact import ACCURACIES, Artifact, normalization_of
 from edgeprune.data import Data
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import ArtifactError, EdgepruneError
 from edgeprune.integrity import Check, weights_of
 from edgeprune.parity import Inputs, OnnxNetwork, accuracy_facts, compare, random_inputs, real_images
 from edgeprune.pipeline.host import load_network
 from edgeprune.precision import note_of
 from edgeprune.surgery import load_slim
+from edgeprune.units import show_value
 
 NEEDS = ("file", "metadata", "weights")
 """Checks that must not have failed: otherwise it is another file that would be run."""
@@ -117,11 +118,22 @@ def data_of(artifact: Artifact, spec: str, **options: Any) -> Data:
         artifact: As the sidecar describes it.
         spec: See ``edgeprune.load_data``.
         **options: Of ``load_data``.
+
+    Raises:
+        ArtifactError: The sidecar's normalization is none.
     """
     from edgeprune.data import Normalization, load_data
 
     facts = artifact.provenance
-    told = facts.get("normalization")
-    wanted = Normalization(tuple(told["mean"]), tuple(told["std"])) if isinstance(told, dict) else None
+    told = normalization_of(facts)
+    if told is None and facts.get("normalization") is not None:
+        raise ArtifactError(
+            "could not normalise the images",
+            where=f"normalization in {artifact.sidecar}",
+            value=show_value(facts["normalization"]),
+            expected="mean and std, a number above 0 in std for each channel",
+            hint="Export the network again.",
+        )
+    wanted = None if told is None else Normalization(*told)
     seed = facts.get("seed", 0)
     return load_data(spec, normalization=wanted, seed=seed if isinstance(seed, int) else 0, **options)

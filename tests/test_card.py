@@ -108,6 +108,22 @@ def test_names_cannot_spoil_the_card() -> None:
     assert "\n# z" not in card
 
 
+def test_counts_of_images_may_be_anything() -> None:
+    data = {**DATA, "images": {"val": None, "test": "m|any", "train": 12345}}
+    text = model_card(measured(provenance={**PROVENANCE, "data": data}))
+    assert "Images: val None, test m\\|any, train 12,345." in text
+
+
+def test_a_backtick_in_front_ends_no_cell() -> None:
+    classes = {"test": {"`x|y": 0.5}}
+    one = measured(path=Path("a|b <i>.onnx"), accuracy_by_class=classes)
+    text = model_card(one)
+    assert text.startswith("# a\\|b &lt;i>.onnx\n")
+    assert "| class | a\\|b &lt;i>.onnx | dense.onnx |" in text
+    assert "| \\`x\\|y | 50.00 % | - |" in text
+    assert f"| weights | `{'12' * 32}` |" in text
+
+
 def test_the_command_names_no_place() -> None:
     settings = Settings(model="resnet20", data="cifar10:/srv/data", weights="/srv/w.th", target="/srv/t.toml")
     command = command_without_places(settings, Path("/srv/runs/r20"))

@@ -13,8 +13,9 @@ import pytest
 
 from edgeprune.files import sha256_file, write_json
 from edgeprune.measurement import Measurement
-from edgeprune.pipeline import RunFolder, Settings
-from edgeprune.release import load_release
+from edgeprune.pipeline import RunFolder, Settings, device
+from edgeprune.record import record_of
+from edgeprune.release import load_release, write_release
 from tests.conftest import run
 from tests.sessions import RUNTIME, SLIM, session
 
@@ -59,7 +60,9 @@ def test_a_passing_run_is_released_and_compared(capsys: Any) -> None:
     assert entry.record.target_name == "test device"
 
     code, out, _ = run(capsys, "compare", "release.json", "same.json", "--fail-on", "worse")
-    assert (code, out.splitlines()[-1]) == (0, "no change beyond noise")
+    assert (code, out.splitlines()[-1]) == (0, "no change beyond noise, of what can be told")
+    _, out, _ = run(capsys, "compare", "release.json", "same.json", "--metric", "size")
+    assert out.splitlines()[-1] == "no change beyond noise"
     assert max(map(len, out.splitlines())) <= 80
     code, out, _ = run(capsys, "compare", "release.json", "slower.json", "--fail-on", "worse")
     assert code == 1
@@ -195,6 +198,45 @@ def test_another_processor_is_said_and_fails_the_gate_of_ci(capsys: Any) -> None
     assert code == 3  # what was asked for and is not there does not pass
 
 
+def test_a_release_for_another_target_meanwhile_stays(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target(name="other.toml")
+    Path("other.toml").write_text(Path("t.toml").read_text().replace("test device", "other device"))
+
+    genuine = device.gate_on
+
+    def meanwhile(*arguments: Any) -> Any:
+        """Another process releases while this one gates."""
+        monkeypatch.setattr(device, "gate_on", genuine)
+        save("other.json", replace(session(1), target_name="other device"))
+        assert run(capsys, "release", "other.json", "--target", "./other.toml", "--out", "r.json")[0] == 0
+        return genuine(*arguments)
+
+    monkeypatch.setattr(device, "gate_on", meanwhile)
+    assert release(capsys, "measurement.json", "--out", "r.json")[0] == 0
+    assert len(load_release("r.json").entries) == 2
+
+
+def test_what_a_file_calls_itself_moves_no_cursor(capsys: Any) -> None:
+    save("evil.json", replace(session(1), target_name="a \x1b[31mb\nc"))
+    _, out, _ = run(capsys, "compare", "evil.json", "evil.json")
+    assert "\x1b" not in out
+    assert " on a  [31mb c\n" in out
+
+
+def test_one_without_a_partner_is_told(capsys: Any) -> None:
+    assert release(capsys)[0] == 0
+    alone = replace(session(1), target_name="phone", runtime={**RUNTIME, "threads": 8})
+    release_of = load_release("release.json")
+    (entry,) = release_of.entries
+    write_release("two.json", release_of.with_entries([replace(entry, record=record_of(alone))]))
+    code, out, _ = run(capsys, "compare", "release.json", "two.json", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert len(found["comparisons"]) == 1
+    assert [one["target"] for one in found["without_partner"]] == ["phone"]
+    assert "1 of 2 in two.json have no partner" in run(capsys, "compare", "release.json", "two.json")[1]
+
+
 def test_the_json_of_a_comparison(capsys: Any) -> None:
     code, out, _ = run(capsys, "compare", "measurement.json", "slower.json", "--json", "--fail-on", "worse")
     content = json.loads(out)
@@ -212,13 +254,21 @@ def test_a_run_folder_is_released_if_its_file_was_measured(capsys: Any) -> None:
     folder = RunFolder(Path("run"), Settings(model="resnet20", target="./t.toml"))
     folder.save()
     folder.file("slim.onnx").write_bytes(b"\x08\x08")
-    facts = replace(SLIM, sha256=sha256_file(folder.file("slim.onnx")))
+    file = folder.file("slim.onnx")
+    facts = replace(SLIM, path=file, sha256=sha256_file(file), size_bytes=2)
+    facts.write_sidecar()
     write_json(folder.file("measurement.json"), replace(made, artifact=facts).to_json())
     code, out, err = run(capsys, "release", "run", "--out", "folder.json")
     assert (code, err) == (0, "")
     assert out.endswith("released: folder.json\n")  # the target is the run's own
     assert run(capsys, "compare", "folder.json", "run")[0] == 0
-    folder.file("slim.onnx").write_bytes(b"\x08\x09")
+    edited = replace(made, artifact=replace(facts, macs=1))
+    write_json(folder.file("measurement.json"), edited.to_json())
+    code, _, err = run(capsys, "release", "run")
+    assert code == 2
+    assert "run/measurement.json is with other facts of the file than its sidecar" in " ".join(err.split())
+    file.write_bytes(b"\x08\x09")
+    replace(facts, sha256=sha256_file(file)).write_sidecar()
     code, _, err = run(capsys, "release", "run")
     assert code == 2
     assert "could not release the run: run/slim.onnx is sha256" in err

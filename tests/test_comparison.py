@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +160,30 @@ def test_figures_without_an_interval(metric: str, before: float, now: float, exp
 
 def test_something_of_nothing_is_infinite() -> None:
     assert change("cpu_nodes", with_value(NOW, "cpu_nodes", 1.0), BEFORE) == math.inf
+
+
+def test_a_peak_of_nothing_is_compared() -> None:
+    before = replace(with_value(BEFORE, "peak_memory", 0.0), repeats={"peak_memory": [0, 0]})
+    now = replace(with_value(NOW, "peak_memory", 1e6), repeats={"peak_memory": [1_000_000]})
+    assert state("peak_memory", now, before) == "worse"
+    assert state("peak_memory", before, before) == "no change"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"images": {"test": None}}, {"images": {"test": "many"}}, {"images": {"test": -3}}, {"images": 3},
+        {"images": {"test": 100}, "classes": "ten"}, {"images": {"test": 100}, "classes": -1}, {},
+    ],
+)  # fmt: skip
+def test_what_a_file_tells_of_its_images_may_be_anything(facts: dict[str, Any]) -> None:
+    """Without a count of images every difference is one."""
+    data = {"identity": "i", **facts}
+    before, now = (
+        with_facts(with_value(NOW, "worst_class_accuracy", share), provenance={"data": data})
+        for share in (0.9, 0.88)
+    )
+    assert state("worst_class_accuracy", now, before) == "worse"
 
 
 def test_memory_and_instructions_by_their_repeats() -> None:

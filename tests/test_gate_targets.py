@@ -231,6 +231,27 @@ def test_a_run_is_measured_for_each_target_once(folder: RunFolder, bench: Bench,
     assert len(bench.asked) == 4
 
 
+@pytest.mark.usefixtures("bench")
+def test_the_report_tells_the_verdicts_of_every_target(folder: RunFolder, capsys: Capsys) -> None:
+    def told() -> str:
+        return folder.file("report.md").read_text()
+
+    assert run(capsys, "gate", "run", *targets("one", "strict"))[0] == 1
+    assert "### the one\n" in told()
+    assert "### the strict\n" in told()
+    assert "Not released: 1 of 2 budgets" in told()
+    assert "the strict" in folder.file("report.html").read_text()
+    # A later gate on one target, and the report alone, leave what is still true of the same file.
+    assert run(capsys, "gate", "run", *targets("one"))[0] == 0
+    assert run(capsys, "report", "run")[0] == 0
+    assert "### the strict\n" in told()
+    # Of another network it says nothing.
+    slim = network(folder.file("slim.onnx"), 8)
+    Artifact(slim, sha256_file(slim), slim.stat().st_size).write_sidecar()
+    assert run(capsys, "gate", "run", *targets("one"))[0] == 0
+    assert "the strict" not in told()
+
+
 @pytest.mark.parametrize(("away", "codes"), [("the one", [3, 1]), ("the strict", [0, 3]), ("both", [3, 3])])
 def test_a_target_out_of_reach_hides_none_of_the_others(
     folder: RunFolder, bench: Bench, capsys: Capsys, away: str, codes: list[int]

@@ -411,6 +411,10 @@ def test_json_round_trip(
     assert again.target_sha256 == TARGET.sha256
 
 
+def _both(value: object, *keys: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update(dict.fromkeys(keys, value))
+
+
 def _without(key: str) -> Callable[[dict[str, Any]], object]:
     return lambda content: content.pop(key)
 
@@ -434,12 +438,22 @@ def _with(value: Any, *keys: str) -> Callable[[dict[str, Any]], object]:
         (_with(1, "target_name"), "wrong in 'target_name'"),
         (_with([[1.0], []], "latency_samples_s"), "wrong in 'latency_samples_s'"),
         (_with([[1.0], [-1.0]], "latency_samples_s"), "wrong in 'latency_samples_s'"),
-        (_with([[1.0], [float("nan")]], "latency_samples_s"), "wrong in 'latency_samples_s'"),
-        (_with([[1.0], [float("inf")]], "latency_samples_s"), "wrong in 'latency_samples_s'"),
+        (_with([[1.0], [float("nan")]], "latency_samples_s"), "not JSON .NaN is no number"),
+        (_with([[1.0], [float("inf")]], "latency_samples_s"), "not JSON .Infinity is no number"),
         (_with([[1.0], [1.0]], "latency_samples_s"), "without a partner for each sample"),
         (_with([1.0], "load_s"), "wrong in 'load_s'"),
         (_with(None, "memory", "peak_bytes"), "wrong in 'memory'"),
+        (_with([1.0, 1.0, 1.0], "load_s"), "with a part of its times"),
+        (_both([1.0, 1.0, 1.0], "load_s", "first_inference_s"), "without a partner for each sample"),
+        (_with(True, "placement", "nodes"), "wrong in 'placement'"),
+        (_with([], "placement", "source"), "wrong in 'placement'"),
+        (_with(None, "placement", "inputs"), "wrong in 'placement'"),
+        (_with([{}], "placement", "inputs"), "wrong in 'placement'"),
+        (_with([{"name": "x", "type": "t", "shape": 3}], "placement", "inputs"), "wrong in 'placement'"),
         (_with({}, "memory"), "wrong in 'memory'"),
+        (_with(-1, "memory", "peak_bytes"), "wrong in 'memory'"),
+        (_with(3, "memory", "repeats"), "wrong in 'memory'"),
+        (_with(["much"], "memory", "repeats"), "wrong in 'memory'"),
         (_with({}, "memory", "arena"), "wrong in 'memory'"),
         (_with(None, "memory", "arena", "held_bytes"), "wrong in 'memory'"),
         (_with(None, "memory", "device"), "wrong in 'memory'"),

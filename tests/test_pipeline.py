@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgeprune.errors import RunError, UsageError
-from edgeprune.files import TEMPORARY
+from edgeprune.files import TEMPORARY, write_json
 from edgeprune.pipeline import COMMANDS, STAGES, Settings
 from edgeprune.pipeline.device import mobile_story, refit_story
 from edgeprune.pipeline.folder import RunFolder, is_run_folder, new_run, open_run
@@ -173,6 +174,26 @@ def test_settings_make_the_command_that_makes_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "the value is null, expected a table of settings"),
+        ([], "the value is [], expected a table of settings"),
+        ({"model": 3}, "model is 3, expected str"),
+        ({"model": "m", "epochs": "two"}, 'epochs is "two", expected int | None'),
+        ({"model": "m", "epochs": True}, "epochs is true, expected int | None"),
+        ({"model": "m", "keep": None}, "keep is null"),
+        ({"model": "m", "keep": [1]}, "keep is"),
+        ({"model": "m", "latency": 1}, "latency is 1"),
+        ({"model": "m", "scheme_options": []}, "scheme_options is"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(content: Any, text: str) -> None:
+    assert Settings.from_json({"model": "m", "max_macs_ratio": 1, "epochs": None}).max_macs_ratio == 1
+    with pytest.raises(UsageError, match=f"could not read the run's settings: {re.escape(text)}"):
+        Settings.from_json(content)
+
+
+@pytest.mark.parametrize(
     ("settings", "epochs"),
     [
         (Settings("m"), (30, 30, 10)),
@@ -243,6 +264,10 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     (run.path / "run.json").write_text('{"format": 99}')
     with pytest.raises(RunError, match="of another format, expected format 1"):
         open_run(run.path)
+    for stages in ([], {"train": None}, {"train": {}}, {"train": {"inputs": "", "outputs": [], "facts": {}}}):
+        write_json(run.path / "run.json", {"format": 1, "settings": {"model": "m"}, "stages": stages})
+        with pytest.raises(RunError, match="of another format, expected format 1"):
+            open_run(run.path)
     (run.path / "run.json").write_text('{"format": 1, "stages": {}}')
     with pytest.raises(RunError, match="of another format, expected format 1"):
         open_run(run.path)

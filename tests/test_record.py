@@ -51,12 +51,23 @@ def test_what_is_over_the_dense_network() -> None:
     kept = RECORD.over_dense["latency_p50"]
     assert kept.value == pytest.approx(ratio.value, rel=1e-5)
     assert kept.high < ratio.high  # no floor yet
-    slim, dense = (np.concatenate(one.latency_samples_s) for one in (MEASUREMENT, MEASUREMENT.baseline))
-    p90 = np.percentile(slim, 90) / np.percentile(dense, 90)
-    assert RECORD.over_dense["latency_p90"].value == pytest.approx(p90, rel=1e-5)
+    tail = MEASUREMENT.value("latency_p90_ratio")
+    assert isinstance(tail, Estimate)
+    assert RECORD.over_dense["latency_p90"].value == pytest.approx(tail.value, rel=1e-5)
     assert set(RECORD.over_dense) == {
         "latency_p50", "latency_p90", "latency_p95", "load_time", "first_inference", "cold_start",
     }  # fmt: skip
+
+
+def test_a_single_disturbed_process_does_not_decide_a_tail() -> None:
+    """Over all runs together it would."""
+    first, *rest = MEASUREMENT.latency_samples_s
+    disturbed = replace(MEASUREMENT, latency_samples_s=(tuple(time * 20 for time in first), *rest))
+    for name in ("latency_p90", "latency_p95"):
+        calm, now = RECORD.over_dense[name], record_of(disturbed).over_dense[name]
+        assert now.value == pytest.approx(calm.value, rel=0.02)
+    pooled = [np.percentile(np.concatenate(one.latency_samples_s), 97) for one in (MEASUREMENT, disturbed)]
+    assert pooled[1] > 5 * pooled[0]
 
 
 def test_nothing_of_the_machine_and_nothing_bulky_is_kept() -> None:
@@ -93,6 +104,14 @@ def test_a_network_that_was_not_timed() -> None:
         (("extra",), 3, "with extra missing or unknown"),
         (("artifact", "size_bytes"), "big", "wrong in 'artifact'"),
         (("values", "size"), "big", "wrong in 'values'"),
+        (("values", "size"), -1, "wrong in 'values'"),
+        (("values", "size"), {"value": 1.0, "low": 1.0, "high": 1.0}, "wrong in 'values'"),
+        (("values", "latency_p50"), 0.01, "wrong in 'values'"),
+        (("values", "throughput"), 100.0, "wrong in 'values'"),
+        (("values", "latency_p50"), None, "wrong in 'values'"),
+        (("artifact", "size_bytes"), -1, "wrong in 'artifact'"),
+        (("artifact", "accuracy"), {"test": 1.2}, "wrong in 'artifact'"),
+        (("repeats", "peak_memory"), [-5], "wrong in 'repeats'"),
         (("values", "sise"), 1.0, "wrong in 'values'"),
         (("values", "latency_p50", "low"), 9.0, "wrong in 'values'"),
         (("over_dense", "latency_p50"), 1.0, "wrong in 'over_dense'"),
@@ -117,3 +136,11 @@ def test_a_wrong_part_is_named(keys: tuple[str, ...], value: Any, fault: str) ->
         place[keys[-1]] = value
     with pytest.raises(ReleaseError, match=fault):
         Record.from_json(content, "release.json")
+
+
+@pytest.mark.parametrize("part", ["values", "over_dense"])
+def test_a_tail_without_its_median_is_refused(part: str) -> None:
+    content = json.loads(json.dumps(RECORD.to_json()))
+    del content[part]["latency_p50"]
+    with pytest.raises(ReleaseError, match=f"wrong in '{part}'"):
+        Record.from_json(content)

@@ -214,6 +214,25 @@ def test_other_data_are_no_check_of_the_accuracy(made: Path) -> None:
     assert check_accuracy(artifact, [], data_of(artifact, "digits")).state == "passed"
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        3, {}, {"meen": [0.5]}, {"mean": [], "std": []}, {"mean": [0.5], "std": [0]},
+        {"mean": ["x"], "std": [1]}, {"mean": [0.5], "std": [0.5, 0.5]},
+    ],
+)  # fmt: skip
+def test_a_normalization_that_is_none(copied: Path, capsys: pytest.CaptureFixture[str], told: Any) -> None:
+    sidecar = copied / "slim.onnx.json"
+    facts = json.loads(sidecar.read_text())
+    facts["provenance"]["normalization"] = told
+    sidecar.write_text(json.dumps(facts))
+    code, _, err = run(capsys, "verify", str(copied / "slim.onnx"), "--data", "digits")
+    assert code == 2
+    assert "could not normalise the images: normalization in" in " ".join(err.split())
+    with pytest.raises(ArtifactError, match="expected mean and std"):
+        data_of(described(copied / "slim.onnx"), "digits")
+
+
 def test_bad_input(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ArtifactError, match=r"could not verify the file: .* is not a file"):
         described(copied / "nothing.onnx")

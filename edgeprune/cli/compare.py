@@ -77,7 +77,9 @@ def compare(before: Path, now: Path, metrics: tuple[str, ...], fail_on: str | No
             }
             for one, other, some in found
         ]  # fmt: skip
-        click.echo(json.dumps({"comparisons": parts, "summary": summary(rows), "exit_code": code}))
+        alone = [about(one) for one in nows if one not in [now for now, _ in pairs]]
+        content = {"comparisons": parts, "without_partner": alone, "summary": summary(rows)}
+        click.echo(json.dumps({**content, "exit_code": code}))
     else:
         tell(found, rows)
         if len(pairs) < len(nows):
@@ -139,11 +141,12 @@ def tell(found: list[tuple[Record, Record, tuple[Change, ...]]], rows: list[Chan
 
     from edgeprune.comparison import differences
     from edgeprune.metrics import METRICS
+    from edgeprune.report.content import printable
 
     console = Console(highlight=False, markup=False)
     for now, before, some in found:
         names = dict.fromkeys(side.artifact.path.name for side in (before, now))
-        console.print(f"{' -> '.join(names)} on {now.target_name}")
+        console.print(printable(f"{' -> '.join(names)} on {now.target_name}"))
         console.print(change_table(some))
         reasons: dict[str, list[str]] = {}
         for row in some:
@@ -151,9 +154,9 @@ def tell(found: list[tuple[Record, Record, tuple[Change, ...]]], rows: list[Chan
                 reasons.setdefault(f"{row.state}|{row.why}", []).append(METRICS[row.metric].text)
         for key, metrics in reasons.items():
             state, _, why = key.partition("|")
-            console.print(f"{state}: {', '.join(metrics)}: {why}")
+            console.print(printable(f"{state}: {', '.join(metrics)}: {why}"))
         for text in differences(now, before):
-            console.print(f"note: {text}")
+            console.print(printable(f"note: {text}"))
         console.print()
     moved = {state: metrics for state, metrics in summary(rows).items() if state in ("worse", "better")}
     texts = [
@@ -161,7 +164,9 @@ def tell(found: list[tuple[Record, Record, tuple[Change, ...]]], rows: list[Chan
         for state, metrics in moved.items()
         if metrics
     ]
-    console.print("; ".join(texts) or "no change beyond noise", style="bold")
+    untold = any(row.state in ("cannot tell", "not compared") for row in rows)
+    nothing = "no change beyond noise" + (", of what can be told" if untold else "")
+    console.print("; ".join(texts) or nothing, style="bold")
 
 
 def change_table(rows: tuple[Change, ...]) -> Table:

@@ -54,6 +54,7 @@ def release(
 
     Later, `edgeprune compare release.json measurement.json` shows what moved.
     """
+    from edgeprune.files import alone_with
     from edgeprune.pipeline.device import gate_on
     from edgeprune.release import Release, entry_of, load_release, write_release
     from edgeprune.verdict import exit_code
@@ -84,7 +85,9 @@ def release(
     code = 1 if 1 in codes else max(codes)
     if code == 0:
         refuse_twins([entry.place for entry in passed])
-        write_release(out, earlier.with_entries(passed))
+        with alone_with(out):  # what was released for another target meanwhile stays
+            newest = load_release(out) if out.exists() else Release()
+            write_release(out, newest.with_entries(passed))
     tell(told, codes, code, out, notes, as_json)
     click.get_current_context().exit(code)
 
@@ -93,8 +96,10 @@ def read_place(place: Path, target: str | None) -> tuple[Measurement, Target]:
     """The measurement of a file or a run folder, and the target that it is for.
 
     Raises:
-        ReleaseError: A run folder's file is not the one that was measured.
+        ReleaseError: A run folder's file is not the one that was measured, or its facts are others.
     """
+    from dataclasses import replace
+
     from edgeprune.artifact import load_artifact
     from edgeprune.measurement import load_measurement
     from edgeprune.target import load_target
@@ -106,13 +111,16 @@ def read_place(place: Path, target: str | None) -> tuple[Measurement, Target]:
     run = open_run(place)
     measurement = load_measurement(run.file("measurement.json"))
     file = run.file(measurement.artifact.path.name)
-    found = load_artifact(file).sha256
-    if found != measurement.artifact.sha256:
+    found = replace(load_artifact(file), path=measurement.artifact.path)
+    if found != measurement.artifact:
+        same = found.sha256 == measurement.artifact.sha256
         raise ReleaseError(
             "could not release the run",
-            where=str(file),
-            value=f"sha256 {found[:12]}…",
-            expected=f"{measurement.artifact.sha256[:12]}…, which was measured",
+            where=str(run.file("measurement.json") if same else file),
+            value="with other facts of the file than its sidecar" if same else f"sha256 {found.sha256[:12]}…",
+            expected="what was measured"
+            if same
+            else f"{measurement.artifact.sha256[:12]}…, which was measured",
             hint=f"Measure it: `edgeprune bench {place}`.",
         )
     return measurement, load_target(target or run.settings.target)

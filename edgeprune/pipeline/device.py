@@ -53,10 +53,11 @@ def identity_of_target(context: Context) -> Any:
 
 
 def identity_of_report(context: Context) -> Any:
-    """The target, and the facts of the stages before."""
+    """The target, the facts of the stages before, and the verdicts of further targets."""
     run = context.run
     stages = ("train", "score", "plan", "slim", "refit", "finetune", "export", "convert")
-    return [context.target.sha256, run.settings.to_json(), {name: run.facts(name) for name in stages}]
+    others = {name: [asdict(one) for one in found] for name, found in verdicts_of_others(context).items()}
+    return [context.target.sha256, run.settings.to_json(), {name: run.facts(name) for name in stages}, others]
 
 
 def runtime_hash(target: Target) -> str:
@@ -136,6 +137,27 @@ def short_name(target: Target) -> str:
 def verdicts_of(context: Context) -> tuple[Verdict, ...]:
     """The verdicts on the run's own target."""
     return verdicts_from_json(read_json(context.run.file("verdicts.json"), RunError, "verdicts"))
+
+
+def verdicts_of_others(context: Context) -> dict[str, tuple[Verdict, ...]]:
+    """The verdicts of further targets, by their names; of a network that has been made anew since: none."""
+    run = context.run
+    found: dict[str, tuple[Verdict, ...]] = {}
+    for stage, entry in sorted(run.stages.items()):
+        label = stage.removeprefix("gate.")
+        if label in (stage, label_of(context)):
+            continue
+        if not run.is_current(stage, entry["inputs"], tuple(entry["outputs"])):
+            continue
+        measured = load_measurement(run.file(f"measurement.{label}.json")).artifact
+        file = run.file(measured.path.name)
+        if file.is_file() and load_artifact(file).sha256 == measured.sha256:
+            content = read_json(run.file(f"verdicts.{label}.json"), RunError, "verdicts")
+            name = content["targets"][0]["name"]
+            found[f"{name} ({label})" if name in (context.target.name, *found) else name] = (
+                verdicts_from_json(content)
+            )
+    return found
 
 
 def outcome_of(context: Context) -> Outcome:
@@ -258,6 +280,7 @@ def write_reports(context: Context) -> dict[str, Any]:
         plan=run.facts("plan"),
         classes=class_structure(run.facts("score").get("scheme_facts", {})),
         curves=training_curves(histories_of(context)),
+        also=verdicts_of_others(context),
     )
     write_text(run.file("report.md"), report_markdown(report))
     write_text(run.file("report.html"), report_html(report))

@@ -155,8 +155,9 @@ def open_run(path: Path) -> RunFolder:
     if (
         not isinstance(value, dict)
         or value.get("format") != RUN_FORMAT
-        or not isinstance(value.get("stages"), dict)
-        or "settings" not in value
+        or set(value) != {"format", "settings", "stages"}
+        or not isinstance(value["stages"], dict)
+        or not all(map(_is_entry, value["stages"].values()))
     ):
         raise RunError(
             problem,
@@ -166,6 +167,16 @@ def open_run(path: Path) -> RunFolder:
             hint="Use a new folder.",
         )
     return RunFolder(path, Settings.from_json(value["settings"]), value["stages"])
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a JSON value is what a finished stage has left."""
+    return (
+        isinstance(value, dict)
+        and set(value) == {"inputs", "outputs", "facts"}
+        and isinstance(value["outputs"], dict)
+        and isinstance(value["facts"], dict)
+    )
 
 
 def new_run(path: Path, settings: Settings) -> RunFolder:

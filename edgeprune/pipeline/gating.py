@@ -39,7 +39,8 @@ def named_targets(targets: Sequence[Target]) -> dict[str, Target]:
 def gate_run(run: RunFolder, targets: Sequence[Target], listener: Listener) -> tuple[Outcome, ...]:
     """Gate a run on each target, and measure it there if its measurement is missing or stale.
 
-    The first target is the run's own; the files of the others carry their short names.
+    The first target is the run's own; the files of the others carry their short names. The report comes
+    last, since it tells the verdicts of all.
 
     Raises:
         EdgepruneError: Nothing could be decided, and not for want of a device: a mistake of the caller's.
@@ -47,9 +48,8 @@ def gate_run(run: RunFolder, targets: Sequence[Target], listener: Listener) -> t
     outcomes, faults = [], []
     for number, (name, target) in enumerate(named_targets(targets).items()):
         context = Context(run, listener, further=(name, target) if number else None)
-        commands = ("bench", "gate") if number else ("bench", "gate", "report")
         try:
-            run_stages(context, commands, [_of_further(stage, context) for stage in STAGES])
+            run_stages(context, ("bench", "gate"), [_of_further(stage, context) for stage in STAGES])
         except EdgepruneError as fault:
             faults.append(fault)
             outcomes.append(Outcome(name, target.name, error=str(fault)))
@@ -58,6 +58,8 @@ def gate_run(run: RunFolder, targets: Sequence[Target], listener: Listener) -> t
     wrong = [fault for fault in faults if fault.exit_code != MeasurementError.exit_code]
     if len(faults) == len(outcomes) and wrong:
         raise wrong[0]
+    if not outcomes[0].error:
+        run_stages(Context(run, listener), ("report",))
     return tuple(outcomes)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from edgeprune.errors import UsageError
 from edgeprune.units import show_value
@@ -142,27 +143,29 @@ class Settings:
         return {**asdict(self), "keep": list(self.keep)}
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Settings:
+    def from_json(value: Any) -> Settings:
         """Read what ``to_json`` wrote.
 
         Raises:
-            UsageError: It is no table, a key is unknown or the model is missing.
+            UsageError: It is no table, a key is unknown, the model is missing, or a value is of another kind.
         """
         if not isinstance(value, dict):
             raise UsageError(
                 "could not read the run's settings", where="the value", value=show_value(value),
                 expected="a table of settings", hint="Use a new folder.",
             )  # fmt: skip
-        known = {item.name for item in fields(Settings)}
-        unknown = sorted(set(value) - known)
-        if unknown or "model" not in value:
+        hints = get_type_hints(Settings)
+        unknown = sorted(set(value) - set(hints))
+        wrong = [key for key in value if key in hints and not _is_of(value[key], hints[key])]
+        if unknown or wrong or "model" not in value:
             raise UsageError(
                 "could not read the run's settings",
-                where="a key" if unknown else "model",
-                value=", ".join(unknown) or "missing",
-                expected=f"the keys {', '.join(sorted(known))}",
+                where="a key" if unknown else wrong[0] if wrong else "model",
+                value=", ".join(unknown) or (show_value(value[wrong[0]]) if wrong else "missing"),
+                expected=_kind_text(hints[wrong[0]]) if wrong and not unknown
+                else f"the keys {', '.join(sorted(hints))}",
                 hint="The run was made by another version: use a new folder.",
-            )
+            )  # fmt: skip
         return Settings(**{**value, "keep": tuple(value.get("keep", ()))})
 
     def command(self, out: str) -> str:
@@ -184,3 +187,21 @@ class Settings:
             elif value is not None and value != item.default:
                 words += [f"--{item.name.replace('_', '-')}", str(value)]
         return shlex.join([*words, "--out", out])
+
+
+def _kind_text(hint: Any) -> str:
+    """A field's kind, as the class states it."""
+    return (
+        hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+    )
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's kind."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    plain = tuple(get_origin(kind) or kind for kind in kinds)
+    if isinstance(value, bool):
+        return bool in plain
+    if tuple in plain:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, (*plain, int) if float in plain else plain)
