@@ -218,7 +218,7 @@ def test_a_run_reports_what_its_scheme_has_found(tmp_path):
         model="resnet20", data="digits", recipe="quick", command=lambda folder: f"run {folder}"
     )
     run = SimpleNamespace(
-        path=tmp_path, settings=settings, file=lambda name: tmp_path / name,
+        path=tmp_path, settings=settings, stages={}, file=lambda name: tmp_path / name,
         facts=lambda stage: score if stage == "score" else {},
     )  # fmt: skip
 
