@@ -526,6 +526,7 @@ def test_groups_of_another_network() -> None:
 # ---- schemes
 
 
+@pytest.mark.slow
 def test_every_scheme_scores_norms_with_selects() -> None:
     torch.manual_seed(0)
     data = make_data(contrast=1.0)

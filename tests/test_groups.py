@@ -201,6 +201,7 @@ def test_pieces_of_rounded_sizes_are_tried_down_to_the_last_units() -> None:
     assert "cuts channels into pieces" in str(groups[0].frozen_because)
 
 
+@pytest.mark.slow
 def test_two_small_groups_that_lose_equally_many_by_chance() -> None:
     """Found by the property test: of two units each, every attempt may take one from both."""
 

@@ -27,7 +27,7 @@ KNOWN = [
     pytest.param("resnet20", 32, 10, 2),
     pytest.param("vgg16", 32, 13, 0),
     pytest.param("densenet40", 32, 39, 0, marks=slow),
-    pytest.param("mobilenet-v2", 32, 25, 0),
+    pytest.param("mobilenet-v2", 32, 25, 0, marks=slow),
     pytest.param("resnet164", 32, 112, 0, marks=slow),
     pytest.param("torchvision:resnet18", 64, 12, 0, marks=slow),
     pytest.param("torchvision:resnet50", 64, 37, 0, marks=slow),
@@ -71,7 +71,8 @@ def test_half_width(name: str, size: int, free: int, frozen: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet20", "vgg16", pytest.param("densenet40", marks=slow), "mobilenet-v2"]
+    "name",
+    ["resnet20", "vgg16", pytest.param("densenet40", marks=slow), pytest.param("mobilenet-v2", marks=slow)],
 )
 def test_closed_channels_go_without_a_change(name: str) -> None:
     """As after proximal network slimming: many gammas are 0, and the function stays to the last digit."""

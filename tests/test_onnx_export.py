@@ -223,6 +223,7 @@ def test_file_holds_no_notes_and_no_paths(exported) -> None:
         assert not node.metadata_props
 
 
+@pytest.mark.slow
 def test_batch_norms_are_folded(tmp_path: Path) -> None:
     network = trained(Zoo)
     artifact = export(network, EXAMPLE, tmp_path / "net.onnx")
@@ -291,6 +292,7 @@ def test_dynamic_batch_of_several_inputs_and_of_whatever_comes(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("unsimplified")
+@pytest.mark.usefixtures("unsimplified")
 def test_fixed_batch_above_1(tmp_path: Path) -> None:
     artifact = export(trained(), torch.zeros(4, 3, 8, 8), tmp_path / "net.onnx", data=toy_data())
     one_by_one = export(trained(), EXAMPLE, tmp_path / "one.onnx", data=toy_data())
@@ -349,6 +351,7 @@ def test_outputs_in_a_dict(tmp_path: Path) -> None:
     assert artifact.accuracy == {}  # no classifier: its first output is no row of scores
 
 
+@pytest.mark.usefixtures("unsimplified")
 @pytest.mark.usefixtures("unsimplified")
 def test_verify_input_is_compared_too(tmp_path: Path) -> None:
     class Odd(nn.Module):
@@ -608,6 +611,7 @@ def test_an_onnxsim_that_changes_the_function_is_not_believed(
     assert graph_bytes(artifact.path) == graph_bytes(right.path)
 
 
+@pytest.mark.slow
 def test_a_file_named_onnx_py_in_the_working_directory_is_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -619,6 +623,7 @@ def test_a_file_named_onnx_py_in_the_working_directory_is_not_imported(
 # A kill between the file and its sidecar
 
 
+@pytest.mark.usefixtures("unsimplified")
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("step", ["replace", "write_sidecar"])
 def test_file_and_sidecar_never_disagree(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
