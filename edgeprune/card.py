@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from edgeprune.artifact import normalization_of
 from edgeprune.measurement import Measurement
 from edgeprune.metrics import METRICS
-from edgeprune.report.content import printable
+from edgeprune.report.content import Table, printable
+from edgeprune.report.markup import block, bullets, literal, table
 from edgeprune.units import format_quantity
 from edgeprune.verdict import format_measured
 
@@ -19,16 +20,8 @@ FIGURES = (
     "instructions",
 )  # fmt: skip
 OWN_SECTION = {
-    "data",
-    "normalization",
-    "macs_by_node",
-    "versions",
-    "parity",
-    "git",
-    "role",
-    "source",
-    "precision",
-}
+    "data", "normalization", "macs_by_node", "versions", "parity", "git", "role", "source", "precision",
+}  # fmt: skip
 
 Facts = dict[str, Any]
 
@@ -46,7 +39,7 @@ def model_card(measurement: Measurement, *, command: str | None = None) -> str:
     """
     name, facts = measurement.artifact.path.name, measurement.artifact.provenance
     sections = [
-        (f"# {_safe(name)}", [_what_it_is(measurement)]),
+        (f"# {literal(name)}", [_what_it_is(measurement)]),
         ("## Use", _use(measurement)),
         ("## Data", _data(facts)),
         ("## Accuracy", _accuracy(measurement)),
@@ -71,9 +64,9 @@ def _what_it_is(measurement: Measurement) -> str:
     precision = _table_in(facts, "precision").get("name")
     text = "An ONNX network" + (f" in {precision}" if precision else "")
     text += f" that tells {classes} classes of images apart" if classes and one.accuracy else ""
-    text += f", made of `{_safe(source)}`" if source else ""
+    text += f", made of `{literal(source)}`" if source else ""
     if facts.get("role") == "slim":
-        text += " by removing channels" + (f" (scheme `{_safe(scheme)}`)" if scheme else "")
+        text += " by removing channels" + (f" (scheme `{literal(scheme)}`)" if scheme else "")
     if dense is None:
         return f"{text}."
     ratios = [
@@ -89,8 +82,8 @@ def _what_it_is(measurement: Measurement) -> str:
 def _use(measurement: Measurement) -> Iterator[str]:
     inputs = measurement.placement.get("inputs", [])
     lines = [
-        f"Input `{_safe(entry['name'])}`: {_safe(entry['type'])}, shape ({_safe(entry['shape'])[1:-1]})."
-        for entry in inputs
+        f"Input `{literal(one['name'])}`: {literal(one['type'])}, shape ({literal(one['shape'])[1:-1]})."
+        for one in inputs
     ]
     facts = measurement.artifact.provenance
     told = normalization_of(facts)
@@ -103,7 +96,7 @@ def _use(measurement: Measurement) -> Iterator[str]:
     if "dynamic_batch" in facts:
         lines.append(f"The batch size is {'open' if facts['dynamic_batch'] else 'fixed'}.")
     if lines:
-        yield _list(lines)
+        yield bullets(lines, printable)
 
 
 def _data(facts: Facts) -> Iterator[str]:
@@ -112,14 +105,14 @@ def _data(facts: Facts) -> Iterator[str]:
         return
     images = _table_in(data, "images")
     lines = [
-        f"`{_safe(data.get('name'))}`, identity `{_safe(data.get('identity'))}` (images, labels and split)."
+        f"`{literal(data.get('name'))}`, identity `{literal(data.get('identity'))}` (images, labels, split)."
     ]
     if images:
         counts = ", ".join(f"{split} {_count(count)}" for split, count in images.items())
         lines.append(
             f"Images: {counts}. Choices were made on the validation split; the test split is for reports."
         )
-    yield _list(lines)
+    yield bullets(lines, printable)
 
 
 def _accuracy(measurement: Measurement) -> Iterator[str]:
@@ -133,7 +126,7 @@ def _accuracy(measurement: Measurement) -> Iterator[str]:
         for split in getattr(sides[0], key)
     ]
     yield "Measured by onnxruntime on the very file."
-    yield _rows(("", *names), rows)
+    yield table(Table(("", *names), tuple(rows)), literal)
     by_class = [side.accuracy_by_class.get("test", {}) for side in sides]
     lost = {key: by_class[-1].get(key, share) - share for key, share in by_class[0].items()}
     order = sorted(lost, key=lambda key: (-lost[key], by_class[0][key]))
@@ -142,9 +135,8 @@ def _accuracy(measurement: Measurement) -> Iterator[str]:
         yield "By class (test)" + (
             ", those that lost most first:" if len(sides) > 1 else ", the worst first:"
         )
-        yield _rows(
-            ("class", *names), [(key, *(_share(side.get(key)) for side in by_class)) for key in shown]
-        )
+        classes = [(key, *(_share(side.get(key)) for side in by_class)) for key in shown]
+        yield table(Table(("class", *names), tuple(classes)), literal)
         if len(order) > CLASSES:
             yield f"The other {len(order) - CLASSES} classes are in the sidecar."
 
@@ -157,19 +149,19 @@ def _figures(measurement: Measurement) -> Iterator[str]:
         if values[0] is not None:
             quantity = METRICS[name].quantity
             rows.append((METRICS[name].text, *(format_measured(value, quantity) for value in values)))
-    yield _rows(("", *(side.artifact.path.name for side in sides)), rows)
+    yield table(Table(("", *(side.artifact.path.name for side in sides)), tuple(rows)), literal)
     facts, how = measurement.environment, measurement.runtime
     place = [facts.get("cpu"), facts.get("machine"), f"{how.get('threads')} thread(s)", how.get("provider")]
-    text = ", ".join(_safe(part) for part in place if part)
+    text = ", ".join(literal(part) for part in place if part)
     yield (
-        f"On {_safe(measurement.target_name)}: {text}, onnxruntime {_safe(facts.get('onnxruntime'))}."
+        f"On {literal(measurement.target_name)}: {text}, onnxruntime {literal(facts.get('onnxruntime'))}."
         " Brackets hold 95 % intervals over processes. On another device these figures say nothing."
     )
 
 
 def _making(facts: Facts, command: str | None) -> Iterator[str]:
     if command:
-        yield f"```console\n{printable(command)}\n```"
+        yield block(command, "console")
     rows = [("network", _said(facts["source"]))] if facts.get("source") else []
     rows += [
         (key.replace("_", " "), _said(value))
@@ -188,7 +180,7 @@ def _making(facts: Facts, command: str | None) -> Iterator[str]:
         if facts.get(key):
             rows.append((key, _said(facts[key])))
     if rows:
-        yield _rows(("", ""), rows)
+        yield table(Table(("", ""), tuple(rows)), literal)
 
 
 def _hashes(measurement: Measurement) -> Iterator[str]:
@@ -201,8 +193,9 @@ def _hashes(measurement: Measurement) -> Iterator[str]:
     ]
     if dense is not None:
         rows.append((dense.artifact.path.name, dense.artifact.sha256))
-    yield _rows(("", "SHA-256"), rows, code=True)
-    yield f"`edgeprune verify {_safe(one.path.name)}` re-checks file, weights and plan."
+    shown = tuple((literal(name), f"`{literal(value)}`") for name, value in rows)
+    yield table(Table(("", "SHA-256"), shown), str)
+    yield f"`edgeprune verify {literal(one.path.name)}` re-checks file, weights and plan."
 
 
 def _limits(measurement: Measurement) -> Iterator[str]:
@@ -216,7 +209,7 @@ def _limits(measurement: Measurement) -> Iterator[str]:
             f"Its outputs differ from {against}'s by up to {format_quantity(error, 'error')} of the largest."
         )
     lines += [f"While it was measured: {note}" for note in measurement.notes]
-    yield _list(lines)
+    yield bullets(lines, printable)
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------
@@ -229,7 +222,7 @@ def _table_in(facts: Facts, key: str) -> Facts:
 
 def _count(value: Any) -> str:
     """A sidecar that somebody else wrote may tell anything."""
-    return f"{value:,}" if isinstance(value, int) else _safe(value)
+    return f"{value:,}" if isinstance(value, int) else literal(value)
 
 
 def _share(value: float | None) -> str:
@@ -240,23 +233,3 @@ def _said(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
     return "no" if value is None or value is False else "yes" if value is True else str(value)
-
-
-def _safe(value: Any) -> str:
-    """Text on one line that Markdown and a table show as it is."""
-    text = printable(str(value)).strip()
-    for char in "\\`*|":
-        text = text.replace(char, f"\\{char}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {printable(line)}" for line in lines)
-
-
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, code: bool = False) -> str:
-    """A table; with ``code`` the last column holds no words."""
-    align = ["---", *["---:" if len(header) > 2 else "---"] * (len(header) - 1)]
-    cells = [[_safe(cell) for cell in row] for row in (header, *rows)]
-    lines = [[*row[:-1], f"`{row[-1]}`" if code else row[-1]] for row in cells[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], align, *lines))

@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeprune.artifact import Artifact, is_artifact, is_number
 from edgeprune.errors import ReleaseError
 from edgeprune.files import sha256_json
 from edgeprune.measurement import Measurement
 from edgeprune.metrics import METRICS, Estimate
-from edgeprune.statistics import clustered
+from edgeprune.statistics import percentile_ratio_estimate, ratio_estimate
 
 RECORDED = tuple(name for name, metric in METRICS.items() if not metric.relative)
 """The metrics that a record can hold: those of one network alone."""
@@ -167,27 +165,20 @@ def _over_dense(slim: Measurement, dense: Measurement) -> Iterator[tuple[str, Es
     """Times over the dense network's, process by process, so that what disturbs both cancels."""
     if not slim.latency_samples_s:
         return
-    ratios = [[ours / theirs for ours, theirs in process] for process in slim.pairs]
-    middle = float(np.median(np.concatenate(ratios)))
-    yield "latency_p50", _rounded(clustered(middle, [float(np.median(process)) for process in ratios]))
+    # Without a floor: it is for the comparison of two of these to apply.
+    yield "latency_p50", _rounded(ratio_estimate(slim.pairs, floor=0.0))
+    sides = (slim.latency_samples_s, dense.latency_samples_s)
     for name in RECORDED:
         if name.startswith("latency_p") and name != "latency_p50" and slim.value(name) is not None:
-            yield name, _rounded(_percentile_over(slim, dense, float(name.removeprefix("latency_p"))))
+            q = float(name.removeprefix("latency_p"))
+            yield name, _rounded(percentile_ratio_estimate(*sides, q, floor=0.0))
     for name, ours, theirs in (
         ("load_time", slim.load_s, dense.load_s),
         ("first_inference", slim.first_inference_s, dense.first_inference_s),
         ("cold_start", slim.cold_start_s, dense.cold_start_s),
     ):
-        each = [a / b for a, b in zip(ours, theirs, strict=True)]
-        yield name, _rounded(clustered(float(np.median(each)), each))
-
-
-def _percentile_over(slim: Measurement, dense: Measurement, q: float) -> Estimate:
-    """As ``statistics.percentile_ratio_estimate``, which says why it is taken in each process."""
-    sides = [one.latency_samples_s for one in (slim, dense)]
-    ours, theirs = ([float(np.percentile(times, q)) for times in side] for side in sides)
-    each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return clustered(float(np.median(each)), each)
+        pairs = zip(ours, theirs, strict=True)
+        yield name, _rounded(ratio_estimate([[pair] for pair in pairs], floor=0.0))
 
 
 def _rounded(value: Any) -> Any:

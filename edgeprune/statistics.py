@@ -43,7 +43,7 @@ MINIMAL_CLAIM = 0.03
 # Percentile -> samples below which it is not reported, since single runs would decide it.
 MIN_SAMPLES = {50: 11, 90: 64, 95: 130, 99: 662}
 
-_FLOOR = math.log1p(MINIMAL_CLAIM)
+FLOOR = math.log1p(MINIMAL_CLAIM)
 _MEDIAN_FACTOR = math.sqrt(math.pi / 2)
 # Quantile 0.975 of Student's t for 1, 2, 3 ... 10 degrees of freedom; above that the series is exact enough.
 _T_TABLE = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
@@ -51,7 +51,7 @@ _T_TABLE = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2
 Pairs = Sequence[Sequence[tuple[float, float]]]
 
 
-def ratio_estimate(pairs_by_process: Pairs) -> Estimate:
+def ratio_estimate(pairs_by_process: Pairs, *, floor: float = FLOOR) -> Estimate:
     """Estimate slim / dense from interleaved pairs.
 
     The value is the median of all pair ratios: both runs of a pair met the same state of the machine, and a
@@ -60,6 +60,7 @@ def ratio_estimate(pairs_by_process: Pairs) -> Estimate:
 
     Args:
         pairs_by_process: For each process its pairs (slim, dense) in seconds.
+        floor: In logs the interval reaches at least so far to either side; 0 for who applies the claim later.
 
     Returns:
         The ratio with its 95 % interval; ``more_runs`` counts processes.
@@ -74,7 +75,7 @@ def ratio_estimate(pairs_by_process: Pairs) -> Estimate:
     ratios = [[slim / dense for slim, dense in pairs] for pairs in pairs_by_process]
     _check(ratios)
     value = float(np.median(np.concatenate(ratios)))
-    return clustered(value, [float(np.median(process)) for process in ratios], floor=_FLOOR)
+    return clustered(value, [float(np.median(process)) for process in ratios], floor=floor)
 
 
 def percentile_estimate(samples_by_process: Sequence[Sequence[float]], q: float) -> Estimate | None:
@@ -99,7 +100,11 @@ def percentile_estimate(samples_by_process: Sequence[Sequence[float]], q: float)
 
 
 def percentile_ratio_estimate(
-    slim_by_process: Sequence[Sequence[float]], dense_by_process: Sequence[Sequence[float]], q: float
+    slim_by_process: Sequence[Sequence[float]],
+    dense_by_process: Sequence[Sequence[float]],
+    q: float,
+    *,
+    floor: float = FLOOR,
 ) -> Estimate | None:
     """Estimate slim / dense of a percentile of latency.
 
@@ -112,6 +117,7 @@ def percentile_ratio_estimate(
         slim_by_process: For each process the slim network's samples, in seconds.
         dense_by_process: The dense network's in the same processes.
         q: Percentile in 0..100.
+        floor: As of ``ratio_estimate``.
 
     Returns:
         The ratio with its 95 % interval; None if a network has fewer samples than ``min_samples(q)``.
@@ -126,7 +132,7 @@ def percentile_ratio_estimate(
             return None
     both = zip(*([float(np.percentile(one, q)) for one in side] for side in sides), strict=True)
     ratios = [slim / dense for slim, dense in both]
-    return clustered(float(np.median(ratios)), ratios, floor=_FLOOR)
+    return clustered(float(np.median(ratios)), ratios, floor=floor)
 
 
 def median_estimate(figures: Sequence[float]) -> Estimate:
@@ -184,7 +190,7 @@ def clustered(value: float, figures: Sequence[float], floor: float = 0.0) -> Est
     """
     half = _half_width(np.log(figures))
     # Width goes as 1 / sqrt(processes).
-    more = None if half <= _FLOOR else _round_up(len(figures) * (half / _FLOOR) ** 2)
+    more = None if half <= FLOOR else _round_up(len(figures) * (half / FLOOR) ** 2)
     half = max(half, floor)
     return Estimate(value, value * math.exp(-half), value * math.exp(half), CONFIDENCE, more)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,16 +11,12 @@ from edgeprune.artifact import Artifact
 from edgeprune.instructions import NOT_COUNTED
 from edgeprune.measurement import Measurement
 from edgeprune.target import Runtime
+from tests.goldens import golden
 
-GOLDEN = Path(__file__).parent / "golden"
 
-
-def golden(name: str, lines: Iterable[str]) -> None:
-    """Compare with a golden file, or write it where EDGEPRUNE_WRITE_GOLDEN is set."""
-    text, path = "".join(f"{line}\n" for line in lines), GOLDEN / name
-    if os.environ.get("EDGEPRUNE_WRITE_GOLDEN"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"{name} has changed: EDGEPRUNE_WRITE_GOLDEN=1 renews it"
+def golden_lines(name: str, lines: Iterable[str]) -> None:
+    """Compare lines with a golden file."""
+    golden(name, "".join(f"{line}\n" for line in lines))
 
 
 def samples(base_s: float) -> tuple[tuple[float, ...], ...]:

@@ -102,3 +102,14 @@ def quick_record(
         over_dense={**TEMPLATE.over_dense, "latency_p50": ratio},
         values={**TEMPLATE.values, "latency_p50": plain},
     )
+
+
+def put(content: Any, keys: tuple[Any, ...], value: Any) -> Any:
+    """JSON with a value at a place, e.g. ``("values", "size")``; without keys the value alone."""
+    if not keys:
+        return value
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    return content

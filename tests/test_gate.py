@@ -24,7 +24,7 @@ from edgeprune.metrics import GATED, METRICS, RELEASE_METRICS, Estimate
 from edgeprune.record import record_of
 from edgeprune.release import Entry, Release, load_release
 from tests.conftest import run
-from tests.gating import BEFORE, NOTHING, SLIM, golden
+from tests.gating import BEFORE, NOTHING, SLIM, golden_lines
 
 UNITS = {
     "time": ("ms", 1e3),
@@ -109,13 +109,13 @@ def walk(place: Place, passes: bool) -> Iterator[str]:
 
 
 def test_every_key_passes(place: Place) -> None:
-    golden("gate_passed.txt", walk(place, passes=True))
+    golden_lines("gate_passed.txt", walk(place, passes=True))
 
 
 def test_every_key_fails_and_says_by_how_much(place: Place) -> None:
     lines = list(walk(place, passes=False))
     assert all(re.search(r"missed by [\d.]", line) for line in lines)
-    golden("gate_failed.txt", lines)
+    golden_lines("gate_failed.txt", lines)
 
 
 def test_every_key_unmeasured_fails_unless_it_is_optional(place: Place) -> None:
@@ -133,7 +133,7 @@ def test_every_key_unmeasured_fails_unless_it_is_optional(place: Place) -> None:
         assert (code, err) == (0, ""), (key, out, err)
         assert "skipped" in out
         assert "passed: 0 of 1 budget met, 1 optional skipped" in out
-    golden("gate_unmeasured.txt", lines)
+    golden_lines("gate_unmeasured.txt", lines)
     assert len(lines) == 2 * (len(GATED) - len(ALWAYS))
 
 
@@ -153,7 +153,7 @@ def test_every_key_with_a_wrong_unit_is_refused(place: Place) -> None:
         for written in WRONG[quantity]:
             lines.append(faults(place, f"{key} = {written}"))
             assert lines[-1].startswith(f"budgets.{key} = {written}: expected ")
-    golden("gate_wrong_unit.txt", lines)
+    golden_lines("gate_wrong_unit.txt", lines)
 
 
 def test_every_key_misspelt_is_refused_and_the_right_one_named(place: Place) -> None:
@@ -166,7 +166,7 @@ def test_every_key_misspelt_is_refused_and_the_right_one_named(place: Place) -> 
         assert known in line
         lines.append(line.replace(known, "…"))
         assert line.endswith(f'Did you mean "{key}"?'), line
-    golden("gate_unknown.txt", lines)
+    golden_lines("gate_unknown.txt", lines)
 
 
 def test_the_keys_are_those_of_the_metrics() -> None:

@@ -33,7 +33,8 @@ from edgeprune.report import (
 from edgeprune.report.content import verdict_rows
 from edgeprune.verdict import State, Verdict, format_measured, gate, verdicts_from_json, verdicts_to_json
 from tests.conftest import edgeprune, run
-from tests.gating import GOLDEN, NOTHING, SLIM, golden
+from tests.gating import NOTHING, SLIM, golden_lines
+from tests.goldens import GOLDEN
 from tests.test_layers import loaded_after
 
 NASTY = 'a|b <script>alert("1")</script> & `c` *d* \\ [e](javascript:f) \x1b[31m\x00 \n g'
@@ -234,7 +235,7 @@ def test_json_of_one_target_is_read_back() -> None:
 
 
 def test_markdown_golden() -> None:
-    golden("pull_request.md", pull_request_markdown(ALL).splitlines())
+    golden_lines("pull_request.md", pull_request_markdown(ALL).splitlines())
 
 
 def test_markdown_obeys_nobody() -> None:

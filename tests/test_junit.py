@@ -11,12 +11,12 @@ import pytest
 
 from edgeprune.outcome import Outcome
 from edgeprune.report import junit_xml
-from tests.gating import golden
+from tests.gating import golden_lines
 from tests.test_gate_outputs import ALL, ALL_STATES, AWAY, BARE, NASTY, PI
 
 
 def test_junit_golden() -> None:
-    golden("junit.xml", junit_xml(ALL, facts={"onnx_sha256": "s" * 64}).splitlines())
+    golden_lines("junit.xml", junit_xml(ALL, facts={"onnx_sha256": "s" * 64}).splitlines())
 
 
 def test_junit_is_read_by_its_consumer(tmp_path: Path) -> None:

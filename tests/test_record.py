@@ -11,7 +11,7 @@ from edgeprune.errors import ReleaseError
 from edgeprune.files import sha256_json
 from edgeprune.metrics import METRICS, Estimate
 from edgeprune.record import RECORDED, Record, record_of
-from tests.sessions import SLIM, session
+from tests.sessions import SLIM, put, session
 
 MEASUREMENT = session(1, processes=25)
 RECORD = record_of(MEASUREMENT)
@@ -127,13 +127,7 @@ def test_a_network_that_was_not_timed() -> None:
 )
 def test_a_wrong_part_is_named(keys: tuple[str, ...], value: Any, fault: str) -> None:
     content: Any = json.loads(json.dumps(RECORD.to_json()))
-    if not keys:
-        content = value
-    else:
-        place = content
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
+    content = put(content, keys, value)
     with pytest.raises(ReleaseError, match=fault):
         Record.from_json(content, "release.json")
 

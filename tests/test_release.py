@@ -12,7 +12,7 @@ from edgeprune.errors import ReleaseError
 from edgeprune.release import Entry, Release, entry_of, lines_of, load_release, write_release
 from edgeprune.target import Budget
 from edgeprune.verdict import gate
-from tests.sessions import RUNTIME, SLIM, session
+from tests.sessions import RUNTIME, SLIM, put, session
 
 BUDGETS = (Budget("max_size", "size", True, 1e6, "1 MB"), Budget("max_macs", "macs", True, 60, "60"))
 MEASUREMENT = session(1)
@@ -104,13 +104,7 @@ def test_a_wrong_part_is_named(tmp_path: Path, keys: tuple[Any, ...], value: Any
     content = json.loads(json.dumps(Release((ENTRY,)).to_json()))
     if value == "twice":
         value = content["releases"] * 2
-    if not keys:
-        content = value
-    else:
-        place = content
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
+    content = put(content, keys, value)
     (tmp_path / "r.json").write_text(json.dumps(content))
     with pytest.raises(ReleaseError, match=fault):
         load_release(tmp_path / "r.json")

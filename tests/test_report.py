@@ -4,7 +4,6 @@ EDGEPRUNE_WRITE_GOLDEN=1 python -m pytest tests/test_report.py && git diff tests
 """
 
 import io
-import os
 import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
@@ -19,8 +18,8 @@ from edgeprune.report import comparison_table, make_report, reasons, report_html
 from edgeprune.report.content import Table
 from edgeprune.target import Budget, Runtime
 from edgeprune.verdict import gate
+from tests.goldens import golden
 
-GOLDEN = Path(__file__).parent / "golden"
 COMMAND = "edgeprune run --model resnet20 --data digits --target local-cpu"
 NASTY = 'a|b <script>alert("1")</script> & `c` *d* \\ [e](javascript:f) \x1b[31m\x00 \n g'
 
@@ -118,15 +117,6 @@ ALL_STATES = gate((*PASSED, FAILED, UNSURE, UNMEASURED), SLIM)
 
 def report_of(measurement=SLIM, verdicts=ALL_STATES, command=COMMAND, extra=None):
     return make_report(measurement, verdicts, command=command, extra=extra or {"scheme": "proximal-ns"})
-
-
-def golden(name: str, text: str) -> None:
-    path = GOLDEN / name
-    if os.environ.get("EDGEPRUNE_WRITE_GOLDEN"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), (
-        f"{name} has changed; the docstring above says how to renew it"
-    )
 
 
 def test_the_budgets_of_these_tests_are_in_all_states():

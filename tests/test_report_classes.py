@@ -15,7 +15,8 @@ from edgeprune.report import class_structure, report_html, report_markdown
 from edgeprune.report.classes import shorten
 from edgeprune.report.drawing import MOST_CLASSES, depth_plots, structure_plots
 from edgeprune.verdict import verdicts_to_json
-from tests.test_report import ALL_STATES, NASTY, SLIM, Page, golden, make_report
+from tests.goldens import golden
+from tests.test_report import ALL_STATES, NASTY, SLIM, Page, make_report
 
 NAMES = ["cat", "ship", "dog", "truck", '<frog> & "toad" | that has a long name']
 

@@ -26,7 +26,8 @@ from edgeprune.report.plots import DOTS, classes_plot, latency_plots, memory_plo
 from edgeprune.report.plotting import Plot
 from edgeprune.report.sections import MOST_ROWS, classes_left_out, classes_table, search_table
 from edgeprune.verdict import gate
-from tests.test_report import ALL_STATES, COMMAND, DENSE, NASTY, PASSED, SLIM, Page, golden, samples
+from tests.goldens import golden
+from tests.test_report import ALL_STATES, COMMAND, DENSE, NASTY, PASSED, SLIM, Page, samples
 
 BY_CLASS = {"cat": 0.9, "dog": 0.95, "<ship>": 0.8}
 

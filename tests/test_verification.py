@@ -20,6 +20,7 @@ from edgeprune.data import load_data
 from edgeprune.errors import ArtifactError
 from edgeprune.integrity import Check, check_files, described, exit_code, metadata_of, weights_of
 from edgeprune.onnx_files import data_facts
+from edgeprune.parity import Parity
 from edgeprune.pipeline import host
 from edgeprune.pipeline.provenance import provenance_of
 from edgeprune.schemes import SCHEMES, make_scheme
@@ -276,6 +277,17 @@ def test_a_variant_names_its_source(copied: Path) -> None:
     assert states(made.path) == {**ALL_IS_WELL, "source": "passed"}
     flip(copied / "slim.onnx", 200)
     assert states(made.path) == {**ALL_IS_WELL, "source": "failed"}
+
+
+@pytest.mark.parametrize(("error", "state"), [(0.02, "passed"), (0.0209, "passed"), (0.0211, "failed")])
+def test_a_variant_may_be_off_by_what_its_source_is_off_too(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, error: float, state: str
+) -> None:
+    artifact = described(copied / "slim.onnx")
+    precision = {"name": "fp16", "source": {"parity_error": 0.001}}
+    facts = {**artifact.provenance, "precision": precision, "parity": {"tolerance": 0.02}}
+    monkeypatch.setattr("edgeprune.verification.compare", lambda *_: Parity(error, "an input", 0, None))
+    assert check_parity(replace(artifact, provenance=facts), []).state == state
 
 
 def test_the_provenance_is_whole_and_names_no_place(made: Path) -> None:

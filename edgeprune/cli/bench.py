@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeprune.cli.options import BROWSER, BY_COMMAND, FILE, JSON, OUT, SIZES, take, with_sizes
+from edgeprune.cli.options import BROWSER, BY_COMMAND, FILE, JSON, OUT, SIZES, numbers, take, with_sizes
 from edgeprune.cli.stages import folder_of, go
 from edgeprune.errors import UsageError
 
@@ -49,7 +49,10 @@ def bench(
         given = [model, baseline, save, sweep_batch, sweep_threads, out, *inputs, *dims]
         forward_to_widths(given, as_json, options)
         return
-    batches, threads = counts("--sweep-batch", sweep_batch), counts("--sweep-threads", sweep_threads)
+    batches, threads = (
+        numbers(option, text, int, "whole numbers as 1,2,4")
+        for option, text in (("--sweep-batch", sweep_batch), ("--sweep-threads", sweep_threads))
+    )
     serving = {key: options.pop(key) for key in ("host", "port", "web", "wait_s")}
     serving = {key: value for key, value in serving.items() if value is not None}
     chosen = options.pop("runner")
@@ -137,18 +140,6 @@ def check_serving(serving: dict[str, Any], chosen: str | None, folder: Path | No
 def option_of(serving: dict[str, Any]) -> str:
     """The first of the options for the browser that was given."""
     return f"--{next(iter(serving)).removesuffix('_s')}"
-
-
-def counts(option: str, text: str | None) -> tuple[int, ...]:
-    """The whole numbers of a list like 1,2,4; none without the option."""
-    if text is None:
-        return ()
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise UsageError(
-            "could not read an option", where=option, value=repr(text), expected="whole numbers as 1,2,4"
-        ) from None
 
 
 def tell_sweep(points: Any, save: Path, as_json: bool) -> None:

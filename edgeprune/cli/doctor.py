@@ -149,10 +149,10 @@ def _tell_machine(environment: dict[str, Any], processor: Processor) -> None:
     if processor.features:
         _tell("features", " ".join(processor.features))
     if processor.int8 is False:
-        _tell("", f"{'':<{LABEL}}no instruction multiplies bytes: int8 saves bytes more than time")
+        _tell(" ", "no instruction multiplies bytes: int8 saves bytes more than time")
     _tell("threads", count)
     for name, value in processor.thread_variables.items():
-        _tell("", f"{'':<{LABEL}}{name}={value}")
+        _tell(" ", f"{name}={value}")
     governor = environment.get("governor")
     advice = "" if governor in (None, "performance") else ": sudo cpupower frequency-set -g performance"
     _tell("governor", f"{governor}{advice}" if governor else "not told (common in virtual machines)")

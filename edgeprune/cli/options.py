@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeprune.target import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Number = TypeVar("Number", int, float)
 
 Option = Callable[[Any], Any]
 
@@ -327,6 +328,18 @@ def take(*options: Any) -> Callable[[Command], Command]:
         return command
 
     return decorate
+
+
+def numbers(option: str, text: str | None, kind: type[Number], rule: str) -> tuple[Number, ...]:
+    """The numbers of a list like 1,2,4; none without the option.
+
+    Raises:
+        UsageError: The text is no such list.
+    """
+    try:
+        return () if text is None else tuple(kind(word) for word in text.split(","))
+    except ValueError:
+        raise UsageError("could not read an option", where=option, value=repr(text), expected=rule) from None
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

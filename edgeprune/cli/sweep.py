@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeprune.cli.options import BY_COMMAND, FILE, JSON, POSITIVE, given, take
+from edgeprune.cli.options import BY_COMMAND, FILE, JSON, POSITIVE, given, numbers, take
 from edgeprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def folder_with(out: Path, settings: dict[str, Any], swept: dict[str, Any]) -> S
 
     changes: dict[str, Any] = {}
     if swept["ratios"] is not None:
-        changes["ratios"] = numbers("--ratios", swept["ratios"])
+        changes["ratios"] = numbers("--ratios", swept["ratios"], float, "numbers as 0.3,0.5,0.7")
     if swept["schemes"] is not None:
         changes["schemes"] = tuple(word.strip() for word in swept["schemes"].split(","))
     if swept["ratio_of"] is not None:
@@ -122,16 +122,6 @@ def folder_with(out: Path, settings: dict[str, Any], swept: dict[str, Any]) -> S
             )
     defaults: dict[str, Any] = {"schemes": (Settings(**settings).scheme,)}
     return SweepFolder(out, SweepPlan(Settings(**settings), **{**defaults, **changes}))
-
-
-def numbers(option: str, text: str) -> tuple[float, ...]:
-    """The numbers of a list like 0.3,0.5."""
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise UsageError(
-            "could not read an option", where=option, value=repr(text), expected="numbers as 0.3,0.5,0.7"
-        ) from None
 
 
 def by_scheme(texts: tuple[str, ...]) -> dict[str, dict[str, str]]:

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgeprune.report import sections
-from edgeprune.report.content import Report, Table, printable, reasons, verdict_rows
+from edgeprune.report.content import Report, reasons, verdict_rows
+from edgeprune.report.markup import block, bullets, inline, table
 from edgeprune.report.parts import widths_sentence
 from edgeprune.report.sweeps import LEGEND, SweepReport, sections_of, sweep_table
 
 
 def report_markdown(report: Report) -> str:
     """The report as Markdown."""
-    parts = [f"# {_inline(report.title)}", f"**{_inline(report.outcome)}** {_inline(report.headline)}"]
+    parts = [f"# {inline(report.title)}", f"**{inline(report.outcome)}** {inline(report.headline)}"]
     parts.append("## Budgets")
     for target, verdicts in sections.gates(report):
-        parts += [f"### {_inline(target)}"] if target else []
-        parts.append(_table(verdict_rows(verdicts)) if verdicts else "There are no budgets.")
+        parts += [f"### {inline(target)}"] if target else []
+        parts.append(table(verdict_rows(verdicts)) if verdicts else "There are no budgets.")
         if lines := reasons(verdicts):
-            parts.append(_list(lines))
+            parts.append(bullets(lines))
     comparison = "Dense against slim" if len(report.comparison.header) > 2 else "Measured"
-    parts += [f"## {comparison}", _table(report.comparison)]
+    parts += [f"## {comparison}", table(report.comparison)]
     for key, title, found in _sections(report):
         if found:
             parts += [f"## {title}", *found]
         elif key in report.missing:
-            parts += [f"## {title}", _inline(report.missing[key])]
+            parts += [f"## {title}", inline(report.missing[key])]
     if report.classes:
-        parts += [f"## {_inline(report.classes.title)}", _list(report.classes.lines)]
+        parts += [f"## {inline(report.classes.title)}", bullets(report.classes.lines)]
     if report.curves:
-        parts += ["## Training", _list([one.sentence for one in report.curves])]
+        parts += ["## Training", bullets([one.sentence for one in report.curves])]
     if report.notes:
-        parts += ["## Notes", _list(report.notes)]
-    parts += ["## How it was measured", _list(report.method)]
-    for title, table in (("Run", report.run), ("Environment", report.environment)):
-        if table.rows:
-            parts += [f"## {title}", _table(table)]
-    parts += ["## Reproduce", _code(report.command)]
+        parts += ["## Notes", bullets(report.notes)]
+    parts += ["## How it was measured", bullets(report.method)]
+    for title, facts in (("Run", report.run), ("Environment", report.environment)):
+        if facts.rows:
+            parts += [f"## {title}", table(facts)]
+    parts += ["## Reproduce", block(report.command)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -45,47 +44,22 @@ def _sections(report: Report) -> list[tuple[str, str, list[str]]]:
     widths, classes, search = report.widths, report.class_accuracies, report.search
     found: dict[str, list[str]] = {"widths": [], "class_accuracies": [], "search": []}
     if widths:
-        found["widths"] = [_inline(widths_sentence(widths)), _table(sections.widths_table(widths))]
+        found["widths"] = [inline(widths_sentence(widths)), table(sections.widths_table(widths))]
     if classes:
-        found["class_accuracies"] = [_inline(classes.sentence), _table(sections.classes_table(classes))]
+        found["class_accuracies"] = [inline(classes.sentence), table(sections.classes_table(classes))]
         if more := sections.classes_left_out(classes):
-            found["class_accuracies"].append(_inline(more))
+            found["class_accuracies"].append(inline(more))
     if search:
-        found["search"] = [_inline(search.sentence), _table(sections.search_table(search))]
+        found["search"] = [inline(search.sentence), table(sections.search_table(search))]
     titles = ("Width of each layer", "Accuracy by class", "The search for the budget")
     return [(key, title, found[key]) for key, title in zip(found, titles, strict=True)]
 
 
-def _inline(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    text = printable(text).strip()
-    for char in "\\*|" if text.count("`") % 2 == 0 else "\\`*|":
-        text = text.replace(char, f"\\{char}")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
-
-
-def _table(table: Table) -> str:
-    align = ["---"] + ["---:" if len(table.header) > 2 else "---"] * (len(table.header) - 1)
-    rows = [table.header, tuple(align), *([_inline(cell) for cell in row] for row in table.rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {_inline(line)}" for line in lines)
-
-
-def _code(text: str) -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}\n{printable(text, keep=chr(10))}\n{fence}"
-
-
 def sweep_markdown(report: SweepReport) -> str:
     """The sweep as Markdown."""
-    parts = [f"# {_inline(report.title)}", f"**{_inline(report.outcome)}**", _table(sweep_table(report))]
-    parts.append(_inline(LEGEND))
+    parts = [f"# {inline(report.title)}", f"**{inline(report.outcome)}**", table(sweep_table(report))]
+    parts.append(inline(LEGEND))
     for title, lines in sections_of(report):
-        parts += [f"## {title}", _list(lines)]
-    parts.append(_code("\n".join(report.commands)))
+        parts += [f"## {title}", bullets(lines)]
+    parts.append(block("\n".join(report.commands)))
     return "\n\n".join(parts) + "\n"

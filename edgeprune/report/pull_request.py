@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgeprune.outcome import Outcome, worst
 from edgeprune.report.content import printable, reasons, verdict_row, verdict_rows
-from edgeprune.report.markdown import _inline, _list, _table
+from edgeprune.report.markup import bullets, inline, table
 
 TITLES = {0: "passed", 1: "failed", 3: "cannot tell"}
 LEVELS = {"failed": "error", "unmeasured": "error", "cannot tell": "warning", "skipped": "notice"}
@@ -17,15 +17,15 @@ def pull_request_markdown(outcomes: Sequence[Outcome]) -> str:
     """What the gate found, as a comment on a pull request or the summary of a workflow's step."""
     parts = [f"## edgeprune gate: {TITLES[worst(outcomes)]}"]
     for outcome in outcomes:
-        network = f", {_inline(outcome.network)}" if outcome.network else ""
-        parts.append(f"### {_inline(outcome.name)}{network}")
-        parts.append(f"**{_inline(outcome.sentence)}**")
+        network = f", {inline(outcome.network)}" if outcome.network else ""
+        parts.append(f"### {inline(outcome.name)}{network}")
+        parts.append(f"**{inline(outcome.sentence)}**")
         if outcome.error:
-            parts.append(_inline(outcome.error))
+            parts.append(inline(outcome.error))
         if outcome.verdicts:
-            parts.append(_table(verdict_rows(outcome.verdicts)))
+            parts.append(table(verdict_rows(outcome.verdicts)))
         if lines := reasons(outcome.verdicts):
-            parts.append(_list(lines))
+            parts.append(bullets(lines))
     return "\n\n".join(parts) + "\n"
 
 
