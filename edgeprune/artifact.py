@@ -128,7 +128,7 @@ def facts_in_sidecar(sidecar: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: It is absent, not JSON, of another format, or a fact makes no sense.
     """
-    facts = read_json(sidecar, ArtifactError, "sidecar")
+    facts = read_json(sidecar, ArtifactError, "sidecar", "Export the network again, or delete the sidecar.")
     known = {f.name for f in fields(Artifact)} - {"path"}
     if not isinstance(facts, dict) or facts.pop("format", None) != SIDECAR_FORMAT or set(facts) != known:
         raise ArtifactError(

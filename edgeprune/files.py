@@ -72,20 +72,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
+def read_json(path: Path, error: type[EdgepruneError], what: str, hint: str = "") -> Any:
     """Read JSON from ``path``, strictly: what ``write_json`` could not have written is refused.
 
     Args:
         path: The file.
         error: The class to raise.
         what: What the file holds, for the message, e.g. ``"plan"``.
+        hint: One next step, a full sentence, e.g. what writes such a file.
 
     Raises:
         EdgepruneError: The file is absent or not JSON, names a key twice (as a merge by hand leaves it), or
             holds a number or a text that nothing can write again (NaN, 1e999, half of a surrogate pair).
     """
+
+    def refuse(value: str, expected: str) -> EdgepruneError:
+        return error(f"could not read the {what}", where=str(path), value=value, expected=expected, hint=hint)
+
     if Path(path).is_char_device():  # some never end
-        raise error(f"could not read the {what}", where=str(path), value="a device", expected="a file")
+        raise refuse("a device", "a file")
     try:
         text = Path(path).read_text(encoding="utf-8")
         value = json.loads(
@@ -95,12 +100,16 @@ def read_json(path: Path, error: type[EdgepruneError], what: str) -> Any:
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
         return value
+    except FileNotFoundError:
+        raise refuse("not there", "a file") from None
     except OSError as reason:
-        value = f"unreadable ({reason.strerror or reason})"
-        raise error(f"could not read the {what}", where=str(path), value=value) from None
-    except (ValueError, RecursionError) as reason:
-        value = f"not JSON ({reason if isinstance(reason, ValueError) else 'nested too deeply'})"
-        raise error(f"could not read the {what}", where=str(path), value=value, expected="JSON") from None
+        raise refuse(f"unreadable ({reason.strerror or reason})", "a file") from None
+    except UnicodeDecodeError:
+        raise refuse("not text", "JSON") from None
+    except RecursionError:
+        raise refuse("not JSON (nested too deeply)", "JSON") from None
+    except ValueError as reason:
+        raise refuse(f"not JSON ({reason})", "JSON") from None
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def load_measurement(path: Path | str) -> Measurement:
     Raises:
         ArtifactError: The file is absent, not JSON, or not a measurement.
     """
-    return Measurement.from_json(read_json(Path(path), ArtifactError, "measurement"), str(path))
+    content = read_json(Path(path), ArtifactError, "measurement", "`edgeprune bench` writes one.")
+    return Measurement.from_json(content, str(path))
 
 
 Reader = Callable[[Measurement], float | Estimate | None]

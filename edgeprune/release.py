@@ -128,7 +128,8 @@ def load_release(path: Path | str) -> Release:
     Raises:
         ReleaseError: The file is absent, not JSON, or not a release file.
     """
-    return Release.from_json(read_json(Path(path), ReleaseError, "release file"), str(path))
+    content = read_json(Path(path), ReleaseError, "release file", "`edgeprune release` writes one.")
+    return Release.from_json(content, str(path))
 
 
 def entry_of(measurement: Measurement, verdicts: Sequence[Verdict], *, ignore: Path | None = None) -> Entry:
@@ -211,7 +212,8 @@ def records_in(path: Path) -> tuple[Record, ...]:
     """
     if path.is_dir():
         path = path / "measurement.json"
-    content = read_json(path, ReleaseError, "release file or measurement")
+    hint = "`edgeprune release` writes the one, `edgeprune bench` the other."
+    content = read_json(path, ReleaseError, "release file or measurement", hint)
     if isinstance(content, dict) and "latency_samples_s" in content:
         return (record_of(Measurement.from_json(content, str(path))),)
     return tuple(entry.record for entry in Release.from_json(content, str(path)).entries)

@@ -45,7 +45,7 @@ def test_a_device_that_never_ends_is_not_read(name: str) -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(ReleaseError, match="not JSON"):
+    with pytest.raises(ReleaseError, match=r"f\.json is not text, expected JSON"):
         read_json(path, ReleaseError, "release")
 
 

@@ -493,12 +493,21 @@ def test_strict_reading(tmp_path: Path, change: Callable[[dict[str, Any]], objec
         load_measurement(path)
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "1"])
-def test_files_that_are_no_measurement(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, r"not there, expected a file\. `edgeprune bench` writes one"),
+        (b"\x08\x9e", r"not text, expected JSON\. `edgeprune bench` writes one"),
+        (b"{", r"not JSON \(Expecting property name"),
+        (b"[]", "of another format"),
+        (b"1", "of another format"),
+    ],
+)
+def test_files_that_are_no_measurement(tmp_path: Path, content: bytes | None, fault: str) -> None:
     path = tmp_path / "measurement.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ArtifactError, match=r"could not read the measurement: .*measurement.json is "):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"could not read the measurement: .*measurement.json is {fault}"):
         load_measurement(path)
 
 
