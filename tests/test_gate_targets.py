@@ -252,6 +252,27 @@ def test_the_report_tells_the_verdicts_of_every_target(folder: RunFolder, capsys
     assert "the strict" not in told()
 
 
+@pytest.mark.usefixtures("bench")
+def test_a_report_tells_no_verdicts_of_another_measurement(folder: RunFolder, capsys: Capsys) -> None:
+    assert run(capsys, "gate", "run", *targets("strict"))[0] == 1
+    assert run(capsys, "report", "run")[0] == 0
+    measured = folder.file("measurement.json")
+    for change in (
+        lambda: write_target(folder.path.parent, "strict", 1, 'max_size = "1 GB"'),
+        lambda: measured.write_text(measured.read_text().replace('"size_bytes": ', '"size_bytes": 1')),
+    ):
+        change()
+        told = folder.file("report.md").read_text()
+        code, _, err = run(capsys, "report", "run")
+        assert code == 2
+        assert "could not report the verdicts: " in err
+        assert "of another measurement than measurement.json, or of another target than the strict" in err
+        assert "Run `edgeprune gate run`." in err
+        assert folder.file("report.md").read_text() == told
+        assert run(capsys, "gate", "run")[0] == 0
+        assert run(capsys, "report", "run")[0] == 0
+
+
 @pytest.mark.parametrize(("away", "codes"), [("the one", [3, 1]), ("the strict", [0, 3]), ("both", [3, 3])])
 def test_a_target_out_of_reach_hides_none_of_the_others(
     folder: RunFolder, bench: Bench, capsys: Capsys, away: str, codes: list[int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +12,7 @@ from edgeprune.benchmark import bench
 from edgeprune.errors import ArtifactError, MeasurementError, RunError
 from edgeprune.files import read_json, sha256_json, write_json, write_text
 from edgeprune.measurement import Measurement, load_measurement
+from edgeprune.metrics import GATED
 from edgeprune.outcome import Outcome, outcomes_to_json
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.stages import variant_of
@@ -137,6 +138,27 @@ def short_name(target: Target) -> str:
 def verdicts_of(context: Context) -> tuple[Verdict, ...]:
     """The verdicts on the run's own target."""
     return verdicts_from_json(read_json(context.run.file("verdicts.json"), RunError, "verdicts"))
+
+
+def check_verdicts(context: Context) -> None:
+    """See that the verdicts of the run's own target are what the gate says now, before a report tells them.
+
+    Budgets against an earlier release are left out: releasing the run itself changes that file.
+
+    Raises:
+        RunError: The network was measured, or the target or a file was changed, since.
+    """
+    run, target = context.run, context.target
+    own = tuple(budget for budget in target.budgets if not GATED[budget.metric].basis)
+    now = gate_on(replace(target, budgets=own), load_measurement(run.file("measurement.json")))
+    if now != tuple(verdict for verdict in verdicts_of(context) if not GATED[verdict.metric].basis):
+        raise RunError(
+            "could not report the verdicts",
+            where=str(run.file("verdicts.json")),
+            value=f"of another measurement than measurement.json, or of another target than {target.name}",
+            expected="what the gate says now",
+            hint=f"Run `edgeprune gate {run.path}`.",
+        )
 
 
 def verdicts_of_others(context: Context) -> dict[str, tuple[Verdict, ...]]:

@@ -199,6 +199,8 @@ def _prepare(context: Any, wanted: set[str], stages: Iterable[Stage]) -> None:
         if has(context, stage, wanted):
             check_reads(context, stage, coming)
             coming |= set(files_of(context, stage.writes))
+    if "report" in wanted and "gate" not in wanted:
+        function(f"{DEVICE}:check_verdicts")(context)
 
 
 def _begin(context: Any, stage: Stage, wanted: set[str]) -> str | None:
