@@ -128,26 +128,23 @@ def facts_in_sidecar(sidecar: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: It is absent, not JSON, of another format, or a fact makes no sense.
     """
-    facts = read_json(sidecar, ArtifactError, "sidecar", "Export the network again, or delete the sidecar.")
+    hint = "Export the network again, or delete the sidecar."
+    facts = read_json(sidecar, ArtifactError, "sidecar", hint)
     known = {f.name for f in fields(Artifact)} - {"path"}
     if not isinstance(facts, dict) or facts.pop("format", None) != SIDECAR_FORMAT or set(facts) != known:
-        raise ArtifactError(
-            "could not read the sidecar",
-            where=str(sidecar),
-            value="of another format",
-            expected=f"format {SIDECAR_FORMAT} with the keys {', '.join(sorted(known))}",
-            hint="Export the network again, or delete the sidecar.",
+        value, expected = (
+            "of another format",
+            f"format {SIDECAR_FORMAT} with the keys {', '.join(sorted(known))}",
         )
-    if not is_artifact({**facts, "path": ""}):
-        raise ArtifactError(
-            "could not read the sidecar",
-            where=str(sidecar),
-            value="with a fact that makes no sense",
-            expected="what `edgeprune export` writes: texts, numbers of at least 0, accuracies from 0 to 1",
-            hint="Export the network again, or delete the sidecar.",
-        )
-    shape = facts["input_shape"]
-    return facts | {"input_shape": tuple(shape) if shape is not None else None}
+    elif not is_artifact({**facts, "path": ""}):
+        value = "with a fact that makes no sense"
+        expected = "what `edgeprune export` writes: texts, numbers of at least 0, accuracies from 0 to 1"
+    else:
+        shape = facts["input_shape"]
+        return facts | {"input_shape": tuple(shape) if shape is not None else None}
+    raise ArtifactError(
+        "could not read the sidecar", where=str(sidecar), value=value, expected=expected, hint=hint
+    )
 
 
 def normalization_of(provenance: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
